@@ -1,0 +1,1 @@
+"""The command line: a verb a file; console.py renders. Heavy imports live inside functions."""

@@ -1,0 +1,253 @@
+"""How the command line speaks: tables, plain lines, JSON, progress bars and exit codes.
+
+Answers go to stdout: tables on a terminal, tab-separated lines without a header in a pipe, JSON on demand.
+Progress and remarks go to stderr, and a progress bar only when stderr is a terminal.
+Text that came from documents is made printable first: it can neither move the cursor nor be read as markup.
+"""
+
+import json
+import os
+import sys
+import textwrap
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a command that the signal ends
+
+EXCERPT_LINES = 3
+PLAIN_EXCERPT = 200  # characters, where there is no terminal to fit
+
+RATE_SECONDS = 30.0
+
+# Control characters (escape sequences), format characters (bidirectional overrides) and lone surrogates;
+# not the soft hyphen, the joiners and the direction marks that ordinary text needs.
+_UNPRINTABLE = {"Cc", "Cf", "Cs"}
+_NEEDED = set("\u00ad\u200c\u200d\u200e\u200f")
+
+
+class VerbGroup(TyperGroup):
+    """A command group in which every verb ends with the same exit codes and sentences."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a user's mistake, Ctrl-C and a closed pipe become exit codes, not tracebacks."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            raise typer.Exit(EXIT_USER_ERROR) from error
+        except (KeyboardInterrupt, typer.Abort) as error:
+            print(f"interrupted: {_interruption_hint(ctx.invoked_subcommand)}", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # Python flushes stdout once more as it exits: give it somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+
+
+def _interruption_hint(verb: str | None) -> str:
+    """One sentence for a person who pressed Ctrl-C: what became of the work."""
+    match verb:
+        case "index" | "demo":
+            return "what was stored is kept; run the same command again to continue."
+        case "train":
+            return "the last checkpoint is kept; add --resume to continue from it."
+        case _:
+            return "run the same command again."
+
+
+def printable(text: str) -> str:
+    """`text` on one line: white space becomes one space, and what a terminal would obey becomes U+FFFD."""
+    safe = "".join("\ufffd" if _is_unprintable(c) else c for c in text)
+    return " ".join(safe.split())
+
+
+def _is_unprintable(character: str) -> bool:
+    if character.isspace() or character in _NEEDED:
+        return False
+    return unicodedata.category(character) in _UNPRINTABLE
+
+
+def excerpt(text: str, *, query: str, length: int) -> str:
+    """About `length` characters of `text`: the stretch that holds the most different words of `query`.
+
+    Cut between words, with "…" where something was left out. The beginning wins a tie.
+    """
+    line = printable(text)
+    if len(line) <= length:
+        return line
+    words = line.split()
+    wanted = {_stem(word) for word in query.split()} - {""}
+    starts, position = [], 0
+    for word in words:
+        starts.append(position)
+        position += len(word) + 1
+    best_start, best_end, best_score = 0, 0, -1
+    last, counts = 0, dict.fromkeys(wanted, 0)
+    for first, start in enumerate(starts):
+        while last < len(words) and (last == first or starts[last] + len(words[last]) - start <= length):
+            if (stem := _stem(words[last])) in counts:
+                counts[stem] += 1
+            last += 1
+        if (score := sum(count > 0 for count in counts.values())) > best_score:
+            best_start, best_end, best_score = first, last, score
+        if (stem := _stem(words[first])) in counts:
+            counts[stem] -= 1
+        if last == len(words):
+            break
+    head = "… " if best_start else ""
+    tail = " …" if best_end < len(words) else ""
+    return head + " ".join(words[best_start:best_end])[:length] + tail
+
+
+def _stem(word: str) -> str:
+    """A word for comparing: lower case, letters and digits only, without a plural s."""
+    kept = "".join(c for c in word.lower() if c.isalnum())
+    return kept[:-1] if len(kept) > 3 and kept.endswith("s") else kept
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout. Characters outside ASCII are escaped, so no terminal can be steered by it."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
+    """A table on a terminal, tab-separated lines in a pipe. `numbers` names the right-aligned columns."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(printable(cell) for cell in row))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    _stdout().print(table)
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one a line: aligned on a terminal, tab-separated in a pipe."""
+    width = max(len(name) for name, _ in fields) + 2
+    for name, value in fields:
+        print(f"{name:<{width}}{printable(value)}" if sys.stdout.isatty() else f"{name}\t{printable(value)}")
+
+
+def print_hits(hits: Sequence[Any], *, query: str) -> None:
+    """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe."""
+    if not sys.stdout.isatty():
+        for rank, hit in enumerate(hits, 1):
+            cells = [hit.id, hit.title, excerpt(hit.text, query=query, length=PLAIN_EXCERPT)]
+            print(f"{rank}\t{hit.score:.4f}\t" + "\t".join(printable(cell) for cell in cells))
+        return
+    from rich.text import Text
+
+    console = _stdout()
+    width = min(console.width, 100)
+    for rank, hit in enumerate(hits, 1):
+        title = printable(hit.title or hit.id)
+        identity = "" if title == printable(hit.id) else f"  {printable(hit.id)}"
+        head = Text.assemble(
+            (f"{rank:>2}  ", "dim"), (f"{hit.score:.3f}  ", "cyan"), (title, "bold"), (identity, "dim")
+        )
+        head.truncate(width, overflow="ellipsis")
+        console.print(head)
+        body = excerpt(hit.text, query=query, length=EXCERPT_LINES * (width - 12))
+        for line in textwrap.wrap(body, width - 11):
+            console.print(Text(" " * 11 + line))
+
+
+def note(sentence: str) -> None:
+    """A remark for a person, on stderr, so that it never mixes with an answer."""
+    print(printable(sentence), file=sys.stderr)
+
+
+def next_command(command: str) -> None:
+    """What to type next; only where a person reads along."""
+    if sys.stderr.isatty():
+        print(f"next: {command}", file=sys.stderr)
+
+
+@contextmanager
+def working(sentence: str) -> Iterator[None]:
+    """A spinner on stderr while something without a measure runs; nothing where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(printable(sentence)):
+        yield
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left on stderr; gives `report(done, total, text)` with what stands beside the bar.
+
+    Shows nothing where stderr is not a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as progress:
+        task = progress.add_task(description, total=None, text="")
+        yield lambda done, total, text: progress.update(task, completed=done, total=total or None, text=text)
+
+
+class Rate:
+    """Things per second over the last half minute, from their count at successive moments."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, count: int) -> float:
+        """Take note of the count now; returns the rate (0.0 while there is nothing to tell)."""
+        now = time.monotonic()
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and now - self._seen[0][0] > RATE_SECONDS:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (count - before) / (now - then) if now > then else 0.0
+
+
+def size_text(size: int) -> str:
+    """Bytes for a person: `812 B`, `4.2 MiB`."""
+    value = float(size)
+    for suffix in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {suffix}" if suffix == "B" else f"{value:.1f} {suffix}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)

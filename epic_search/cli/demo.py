@@ -1,0 +1,165 @@
+"""`epic-search demo`: all of it, on text that every machine has: the documentation inside Python itself."""
+
+import json as jsonlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from epic_search.cli import console, options
+from epic_search.cli.index import load_encoder, print_report, run
+from epic_search.cli.query import as_json
+from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Demonstration, Encoder
+    from epic_search.index import Hit, Searcher
+
+INDEX = "python-stdlib"
+SECONDS = 140.0  # how long encoding may take: a fresh machine also has to install and to load
+SAMPLE = 96  # documents that are encoded to find out how fast this machine is
+HITS = 3
+QUESTIONS = (
+    "how do I read a csv file with named columns",
+    "run a shell command and capture its output",
+    "which day of the week is a date",
+)
+# The demonstrations say what the question leaves open: what is wanted is the exception, not a function.
+TAUGHT_QUESTION = "text that is not valid in its encoding"
+DEMONSTRATIONS = (
+    ("a file that is not there", "builtins.FileNotFoundError"),
+    ("a key that the dictionary lacks", "builtins.KeyError"),
+)
+
+
+def demo(
+    all_documents: Annotated[
+        bool,
+        typer.Option("--all", help="Index everything, however long it takes. Continues where the last demo stopped."),
+    ] = False,
+    home: options.Home = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Index the documentation inside your own Python, then ask it questions.
+
+    Encodes for up to three minutes the first time, and leaves the index for you.
+    """
+    from epic_search.encoder.checkpoint import DEFAULT_MODEL
+    from epic_search.index import Searcher
+    from epic_search.index import home as default_home
+    from epic_search.stdlib import documents
+
+    folder = home or default_home()
+    with console.working("reading the documentation of the Python standard library"):
+        found = list(documents())
+    encoder = load_encoder(DEFAULT_MODEL, device=device, dtype=dtype)
+    corpus = folder / f"{INDEX}.jsonl"
+    _drop_outdated(corpus, encoder)
+    count = len(found) if all_documents else _affordable(found, encoder, corpus)
+    if not json:
+        print(f"indexing {count:,} of the {len(found):,} documented things in your Python's standard library")
+    _write(corpus, found[:count])
+    report = run(corpus, name=INDEX, encoder=encoder, home=folder, prune=True)
+    demonstrations = _demonstrations({document["_id"]: document for document in found})
+    with Searcher.open(INDEX, home=folder, encoder=encoder) as searcher:
+        answers = list(zip(QUESTIONS, searcher.search(QUESTIONS, k=HITS), strict=True))
+        without, taught = _taught(searcher, demonstrations)
+    if json:
+        console.print_json(
+            {
+                "index": INDEX,
+                "documents": report.documents,
+                "questions": [{"query": question, "hits": as_json(hits)} for question, hits in answers],
+                "taught": {
+                    "query": TAUGHT_QUESTION,
+                    "demonstrations": [{"query": d.query, "passage": d.passage} for d in demonstrations],
+                    "without": as_json(without),
+                    "with": as_json(taught),
+                },
+            }
+        )
+        return
+    print_report(report)
+    for question, hits in answers:
+        _show(question, hits)
+    _show(f"{TAUGHT_QUESTION} (no demonstrations)", without, query=TAUGHT_QUESTION)
+    print("\nThe same question, after two demonstrations:")
+    for shown, name in DEMONSTRATIONS:
+        print(f'   for "{shown}", {name} is right')
+    _show(f"{TAUGHT_QUESTION} (two demonstrations)", taught, query=TAUGHT_QUESTION)
+    _next_steps(count, len(found), corpus)
+
+
+def _drop_outdated(corpus: Path, encoder: "Encoder") -> None:
+    """Delete the last demo's index if another version of the encoder made it."""
+    from epic_search.index import delete_index
+    from epic_search.index.manifest import MANIFEST_FILE, Manifest
+
+    folder = corpus.parent / INDEX
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    manifest = Manifest.load(folder)
+    if manifest.fingerprint != encoder.fingerprint and manifest.source == str(corpus.resolve()):
+        console.note(f"the index {INDEX!r} of an earlier demo was made by another encoder: making it anew")
+        delete_index(INDEX, corpus.parent)
+        corpus.unlink(missing_ok=True)
+
+
+def _affordable(found: Sequence[dict[str, str]], encoder: "Encoder", corpus: Path) -> int:
+    """How many documents this machine encodes in SECONDS, or as many as the last demo chose."""
+    if corpus.is_file():
+        with corpus.open(encoding="utf-8") as lines:
+            return min(len(found), sum(1 for _ in lines))
+    sample = found[:: max(1, len(found) // SAMPLE)]
+    with console.working("measuring how fast this machine encodes"):
+        started = time.monotonic()
+        encoder.encode_passages([f"{document['title']}\n{document['text']}" for document in sample])
+        seconds = time.monotonic() - started
+    return min(len(found), max(SAMPLE, int(SECONDS * len(sample) / seconds)))
+
+
+def _write(corpus: Path, documents: Sequence[dict[str, str]]) -> None:
+    part = corpus.with_name(corpus.name + ".part")
+    try:
+        corpus.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(jsonlib.dumps(document) + "\n" for document in documents)
+        part.replace(corpus)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {corpus}: {error.strerror}; choose a folder that you may write to with --home"
+        ) from error
+
+
+def _demonstrations(by_id: dict[str, dict[str, str]]) -> list["Demonstration"]:
+    from epic_search.encoder import Demonstration
+
+    return [
+        Demonstration(query=question, passage=f"{by_id[name]['title']}\n{by_id[name]['text']}")
+        for question, name in DEMONSTRATIONS
+    ]
+
+
+def _taught(searcher: "Searcher", demonstrations: "Sequence[Demonstration]") -> "tuple[list[Hit], list[Hit]]":
+    """Hits of the same question without and with demonstrations."""
+    prompt = searcher.encoder.prompt(demonstrations=demonstrations)
+    without = searcher.search([TAUGHT_QUESTION], k=HITS)[0]
+    return without, searcher.search([TAUGHT_QUESTION], k=HITS, prompt=prompt)[0]
+
+
+def _show(heading: str, hits: "Sequence[Hit]", *, query: str | None = None) -> None:
+    print(f"\n? {heading}")
+    console.print_hits(hits, query=query or heading)
+
+
+def _next_steps(count: int, total: int, corpus: Path) -> None:
+    print(f"\nThe index stays. The documents are in {corpus}. Try:")
+    print('  epic-search query "your own question"')
+    if count < total:
+        print(f"  epic-search demo --all      # index all {total:,}")
+    print("  epic-search index YOUR-CORPUS.jsonl")
+    print("  epic-search train           # train on this documentation, then see the difference")

@@ -1,0 +1,79 @@
+"""`epic-search indexes`: what is indexed, and how to remove it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from epic_search.cli import console, options
+from epic_search.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="List or delete indexes.")
+
+
+@app.command("list")
+def list_(home: options.Home = None, json: options.Json = False) -> None:
+    """List the indexes: documents, passages, encoder, task, demonstrations and size."""
+    from epic_search.index import home as default_home
+    from epic_search.index import list_indexes
+
+    folder = home or default_home()
+    found = list_indexes(folder)
+    if json:
+        console.print_json(
+            [
+                {
+                    "name": info.name,
+                    "documents": info.documents,
+                    "passages": info.passages,
+                    "encoder": info.encoder,
+                    "task": info.task,
+                    "demonstrations": info.demonstrations,
+                    "size": info.size,
+                    "status": info.status,
+                    "updated": info.updated,
+                    "problem": info.problem,
+                }
+                for info in found
+            ]
+        )
+        return
+    if not found:
+        console.note(f"no index in {folder} yet")
+        console.next_command("epic-search index CORPUS.jsonl")
+        return
+    columns = ["name", "documents", "passages", "encoder", "demonstrations", "size", "task"]
+    rows = [
+        [
+            info.name,
+            str(info.documents),
+            str(info.passages),
+            info.encoder,
+            str(info.demonstrations),
+            console.size_text(info.size),
+            info.problem or info.task or "",
+        ]
+        for info in found
+    ]
+    console.print_table(columns, rows, numbers=["documents", "passages", "demonstrations", "size"])
+
+
+@app.command(no_args_is_help=True)
+def delete(
+    name: Annotated[str, typer.Argument(help="The index to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    home: options.Home = None,
+) -> None:
+    """Delete an index with all its passages. Your documents are not touched."""
+    from epic_search.index import delete_index
+    from epic_search.index import home as default_home
+
+    folder = home or default_home()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"deleting {name!r} needs a yes and stdin is no terminal; add --yes")
+        if not typer.confirm(f"Delete index {name!r} in {folder}?", err=True):
+            console.note("kept")
+            return
+    delete_index(name, folder)
+    console.note(f"deleted index {name!r}")

@@ -1,0 +1,55 @@
+"""The `epic-search` command: collects the verbs. Nothing here imports torch, so that --help stays fast."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from epic_search import __version__
+from epic_search.cli import indexes, models
+from epic_search.cli.console import VerbGroup
+from epic_search.cli.demo import demo
+from epic_search.cli.index import index
+from epic_search.cli.query import query
+from epic_search.cli.train import train
+
+app = typer.Typer(
+    name="epic-search",
+    cls=VerbGroup,
+    no_args_is_help=True,
+    help="Search your documents with a language model that learns the task from a few example pairs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"epic-search {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _epic_search(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(no_args_is_help=True)(index)
+app.command(no_args_is_help=True)(query)
+app.command()(train)
+app.command()(demo)
+app.add_typer(indexes.app, name="indexes")
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A document may hold characters that the terminal's encoding lacks; that is no reason to stop.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app(prog_name="epic-search")

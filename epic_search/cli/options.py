@@ -1,0 +1,45 @@
+"""Options that several verbs share, declared once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        envvar="EPIC_SEARCH_HOME",
+        help="Folder that holds the indexes. Default: ./indexes",
+        show_default=False,
+        file_okay=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", envvar="EPIC_SEARCH_DEVICE", help="auto = CUDA where there is one."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        "--dtype",
+        envvar="EPIC_SEARCH_DTYPE",
+        help="auto = bfloat16 where the hardware is fast at it.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", "-t", help="What a query asks for, in one sentence.", show_default=False),
+]
+Demonstrations = Annotated[
+    Path | None,
+    typer.Option(
+        "--demos",
+        "-d",
+        help='Demonstrations: a file with {"query": ..., "passage": ...} a line.',
+        show_default=False,
+        dir_okay=False,
+    ),
+]
+NoDemonstrations = Annotated[bool, typer.Option("--no-demos", help="Use no demonstrations, whatever the index has.")]

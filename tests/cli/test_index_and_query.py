@@ -1,0 +1,169 @@
+"""The main job from the command line: index a corpus, ask it, list it, delete it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epic_search.cli.index import default_name
+from tests.cli.conftest import DOCUMENTS, Run
+
+DEMONSTRATION = {"query": "q", "passage": "p"}
+TASK = "Given a wish, retrieve the function that fulfils it"
+
+
+@pytest.fixture
+def indexed(run: Run, corpus: Path, tiny_encoder_folder: Path) -> Run:
+    run("index", corpus, "--encoder", tiny_encoder_folder)
+    return run
+
+
+def scores(run: Run, *options: object) -> dict[str, float]:
+    hits = json.loads(run("query", "how do I read a csv file", "--json", *options).stdout)["hits"]
+    return {hit["id"]: hit["score"] for hit in hits}
+
+
+def test_index_says_what_it_did(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    first = run("index", corpus, "--encoder", tiny_encoder_folder)
+    assert first.stdout.startswith("index 'corpus': 3 documents in 3 passages (3 new) after ")
+    assert first.stderr == ""
+    again = json.loads(run("index", corpus, "--json").stdout)
+    assert (again["unchanged"], again["added"], again["encoded"], again["documents"]) == (3, 0, 0, 3)
+
+
+def test_changes_and_prune(indexed: Run, corpus: Path) -> None:
+    changed = DOCUMENTS[0] | {"text": "Something else."}
+    corpus.write_text(json.dumps(changed) + "\n")
+    assert "(1 changed)" in indexed("index", corpus).stdout
+    assert "1 documents in 1 passages (1 unchanged, 2 removed)" in indexed("index", corpus, "--prune").stdout
+
+
+def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    with corpus.open("ab") as file:
+        file.write(b'not json\n{"_id": "9"}\n{"_id": "1", "text": "again"}\n')
+        file.write(b'{"_id": "\\u001b[2J", "text": ""}\n\xff\xfe\n')
+    result = run("index", corpus, "--encoder", tiny_encoder_folder)
+    assert "3 documents" in result.stdout
+    assert "skipped 5 of the lines: " in result.stderr
+    for line in (4, 5, 6, 7, 8):
+        assert f"- line {line}: " in result.stderr
+    assert "\x1b" not in result.stderr
+    strict = run("index", corpus, "--name", "strict", "--encoder", tiny_encoder_folder, "--strict", code=2)
+    assert "line 4: malformed JSON" in strict.stderr
+
+
+def test_query_json(indexed: Run) -> None:
+    answer = json.loads(indexed("query", "read a csv file", "--json").stdout)
+    assert list(answer) == ["index", "query", "hits"]
+    assert (answer["index"], answer["query"]) == ("corpus", "read a csv file")
+    assert all(list(hit) == ["id", "score", "title", "text", "payload"] for hit in answer["hits"])
+    by_id = {hit["id"]: hit for hit in answer["hits"]}
+    assert by_id["3"] == {
+        "id": "3",
+        "score": by_id["3"]["score"],
+        "title": "",
+        "text": "Return the square root of a number.",
+        "payload": {"tags": ["math", 1]},
+    }
+    found = [hit["score"] for hit in answer["hits"]]
+    assert found == sorted(found, reverse=True) and len(found) == 3
+
+
+def test_query_in_a_pipe_is_a_line_a_hit(indexed: Run) -> None:
+    lines = indexed("query", "read a csv file", "-k", 2).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["1", "2"]
+    assert all(len(line.split("\t")) == 5 for line in lines)
+
+
+def test_hostile_text_cannot_steer_the_terminal(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    hostile = {
+        "_id": "\x1b[31mid",
+        "title": "[red]\x9b2Jt\title",
+        "text": "\x1b]0;owned\x07 [link=x]text[/link]\nrow \u202e",
+    }
+    corpus.write_text(json.dumps(hostile))
+    run("index", corpus, "--encoder", tiny_encoder_folder)
+    plain = run("query", "text").stdout
+    assert plain.count("\n") == 1 and plain.count("\t") == 4
+    assert "[red]" in plain and "[link=x]text[/link]" in plain
+    as_json = run("query", "text", "--json").stdout
+    for printed in (plain, as_json):
+        assert not any(c in printed for c in "\x1b\x9b\x07\u202e")
+    assert json.loads(as_json)["hits"][0]["text"] == hostile["text"]
+
+
+def test_task_and_demonstrations_stay_with_the_index(indexed: Run, corpus: Path, tmp_path: Path) -> None:
+    demos = tmp_path / "demos.jsonl"
+    demos.write_text(json.dumps(DEMONSTRATION))
+    plain = scores(indexed)
+    prompted = scores(indexed, "--task", TASK, "--demos", demos)
+    assert prompted != plain
+    indexed("index", corpus, "--task", TASK, "--demos", demos)
+    assert scores(indexed) == pytest.approx(prompted, abs=1e-5)
+    assert scores(indexed, "--task", "", "--no-demos") == pytest.approx(plain, abs=1e-5)
+    assert scores(indexed, "--no-demos") == pytest.approx(scores(indexed, "--task", TASK, "--no-demos"), abs=1e-5)
+    (info,) = json.loads(indexed("indexes", "list", "--json").stdout)
+    assert (info["task"], info["demonstrations"]) == (TASK, 1)
+    indexed("index", corpus, "--task", "", "--no-demos")
+    assert scores(indexed) == pytest.approx(plain, abs=1e-5)
+
+
+def test_the_index_updated_last_answers(indexed: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    indexed("index", corpus, "--name", "other", "--encoder", tiny_encoder_folder)
+    result = indexed("query", "x", "--json")
+    assert "of 2 indexes the one updated last; choose with --index NAME" in result.stderr
+    assert json.loads(result.stdout)["index"] in {"corpus", "other"}
+    assert json.loads(indexed("query", "x", "--json", "-i", "corpus").stdout)["index"] == "corpus"
+
+
+def test_indexes_list_and_delete(indexed: Run) -> None:
+    (info,) = json.loads(indexed("indexes", "list", "--json").stdout)
+    assert {"name", "documents", "passages", "encoder", "task", "demonstrations", "size"} <= set(info)
+    assert (info["name"], info["documents"], info["passages"], info["task"]) == ("corpus", 3, 3, None)
+    assert info["size"] > 0
+    assert indexed("indexes", "list").stdout.startswith("corpus\t3\t3\t")
+    assert "add --yes" in indexed("indexes", "delete", "corpus", code=2).stderr
+    assert indexed("indexes", "delete", "corpus", "--yes").stderr == "deleted index 'corpus'\n"
+    assert "no index 'corpus'" in indexed("indexes", "delete", "corpus", "--yes", code=2).stderr
+    assert json.loads(indexed("indexes", "list", "--json").stdout) == []
+    assert "no index in indexes yet" in indexed("indexes", "list").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["query", "x"], "there is no index in indexes; make one with"),
+        (["query", "x", "-i", "nope"], "no index 'nope'"),
+        (["query", " "], "the query is empty"),
+        (["index", "absent.jsonl"], "cannot read 'absent.jsonl'"),
+        (["index", "."], "is a folder"),
+        (["index", "corpus.jsonl", "--name", "../up"], "cannot name an index"),
+        (["index", "corpus.jsonl", "--encoder", "no/such/encoder"], "no/such/encoder"),
+        (["index", "corpus.jsonl", "--demos", "absent.jsonl"], "cannot read the demonstrations absent.jsonl"),
+        (["index", "corpus.jsonl", "--demos", "corpus.jsonl", "--no-demos"], "contradict each other"),
+    ],
+)
+def test_mistakes(run: Run, corpus: Path, arguments: list[str], said: str) -> None:
+    result = run(*arguments, code=2)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_empty_file(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    corpus.write_text("")
+    assert "holds no document" in run("index", corpus, "--encoder", tiny_encoder_folder, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("corpus.jsonl", "corpus"),
+        ("my corpus (1).JSONL.gz", "my-corpus-1"),
+        ("v1.2.jsonl", "v1.2"),
+        ("...jsonl", "corpus"),
+        ("日本.jsonl", "corpus"),
+    ],
+)
+def test_default_name(file: str, name: str) -> None:
+    assert default_name(Path(file)) == name
