@@ -1,0 +1,68 @@
+"""Attention over texts laid end to end, without padding: one function for the decoder and for the BERT-style encoder.
+
+Registered with transformers as "packed". The mask function returns None, so nothing builds a total x total mask;
+`lengths` (tokens of each packed text, in order) reaches `packed_attention` as an extra keyword of the model call.
+Neighbouring texts of equal length share one call. Plain padded attention (sdpa, eager) stays the reference.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PACKED = "packed"
+
+
+def register() -> None:
+    """Make `attn_implementation="packed"` known to transformers. Calling it again changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    lengths: Sequence[int],
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention inside each text of one packed row (H query heads, G key/value heads, T tokens, D head width).
+
+    Returns (1, T, H, D), as transformers expects.
+    """
+    assert attention_mask is None and sum(lengths) == query_1HTD.shape[2], (sum(lengths), query_1HTD.shape)
+    assert not getattr(module, "sliding_window", None), "choose_layout keeps sliding-window models padded"
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    H, T, D = query_1HTD.shape[1:]
+    out_1THD = query_1HTD.new_empty(1, T, H, D) if not torch.is_grad_enabled() else None
+    parts: list[Tensor] = []
+    for start, length, count in _runs(lengths):
+        end = start + length * count
+        q, k, v = (
+            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD)
+        )
+        part = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=k.shape[1] != H)
+        part_THD = part.transpose(1, 2).flatten(0, 1)
+        if out_1THD is None:
+            parts.append(part_THD)
+        else:
+            out_1THD[0, start:end] = part_THD
+    return (torch.cat(parts).unsqueeze(0) if out_1THD is None else out_1THD), None
+
+
+def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first token, length, how many) of each run of neighbouring texts of equal length."""
+    start = 0
+    for length, group in groupby(lengths):
+        count = sum(1 for _ in group)
+        yield start, length, count
+        start += length * count

@@ -1,0 +1,169 @@
+"""The decoder-only LLM under an encoder: whatever `AutoModel` builds from a folder, cut to its first layers if asked.
+
+LoRA weights live in their own folder in peft's format. For inference they are merged into the linear layers
+(W + scale * B A, Hu et al. 2021, arXiv 2106.09685): one product a layer, without importing peft, and no cost per token.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from epic_search.encoder.attention import PACKED, register
+from epic_search.encoder.config import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PretrainedConfig, PreTrainedModel
+
+BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision and why it was taken, so that it can be shown."""
+
+    value: str
+    reason: str
+
+
+def load_backbone(folder: Path, *, layers: int | None, dtype: torch.dtype) -> "PreTrainedModel":
+    """The decoder of a model folder, without its language-model head, with plain (sdpa) attention.
+
+    Raises UserError when the folder's architecture is unknown, not a decoder, or has fewer layers than asked for.
+    """
+    config = read_config(folder)
+    if getattr(config, "is_encoder_decoder", False) or config.model_type in BIDIRECTIONAL:
+        raise UserError(f"{folder} holds a {config.model_type} model; a backbone must be a decoder-only language model")
+    if layers is not None:
+        _keep_layers(config, layers, folder)
+    return load_model(folder, config, dtype=dtype)
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """The model configuration of a folder; raises UserError when transformers cannot read it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{folder} has no model configuration that transformers can read: {one_line(error)}") from error
+
+
+def load_model(folder: Path, config: "PretrainedConfig", *, dtype: torch.dtype, **options: object) -> "PreTrainedModel":
+    """A frozen model in evaluation mode; raises UserError when its weights cannot be loaded."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # layers and heads that are left out on purpose would be reported as unexpected
+    logging.disable_progress_bar()
+    try:
+        model = AutoModel.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the weights in {folder} could not be loaded: {one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return model.eval().requires_grad_(False)
+
+
+def _keep_layers(config: "PretrainedConfig", layers: int, folder: Path) -> None:
+    if layers > config.num_hidden_layers:
+        raise UserError(
+            f"layers = {layers}, but {folder} has only {config.num_hidden_layers}; ask for at most that many"
+        )
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def choose_layout(backbone: "PreTrainedModel", *, device: torch.device) -> Choice:
+    """Packed or padded batches for inference with this model on this device."""
+    config = backbone.config
+    if device.type != "cpu":
+        return Choice("padded", f"on {device.type}, one padded call keeps the device busier than a call for each text")
+    if not backbone._supports_attention_backend:
+        return Choice("padded", f"{config.model_type} computes its attention itself")
+    if getattr(config, "sliding_window", None) or getattr(config, "attn_logit_softcapping", None):
+        return Choice("padded", f"{config.model_type} uses sliding-window or soft-capped attention")
+    return Choice(PACKED, "no work on padding")
+
+
+def use_layout(model: "PreTrainedModel", layout: str) -> None:
+    """Switch a model's attention to the function that reads this layout."""
+    if layout == PACKED:
+        register()
+    model.set_attn_implementation(PACKED if layout == PACKED else "sdpa")
+
+
+def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:
+    """Put trainable LoRA layers into the backbone, fresh or from a folder that `save_lora` wrote."""
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    inject_adapter_in_model(_peft_config(settings), backbone)
+    for parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if folder is not None:
+        result: Any = set_peft_model_state_dict(backbone, load_file(folder / LORA_WEIGHTS))
+        if result.unexpected_keys:
+            raise UserError(
+                f"the LoRA weights in {folder} do not fit this backbone, which has no {result.unexpected_keys[0]}"
+            )
+
+
+def save_lora(backbone: "PreTrainedModel", settings: LoraSettings, folder: Path, *, base: str) -> None:
+    """Write the LoRA layers in peft's own format."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = _peft_config(settings)
+    config.base_model_name_or_path = base
+    state = {name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(backbone).items()}
+    save_file(state, folder / LORA_WEIGHTS)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def merge_lora(backbone: nn.Module, folder: Path) -> None:
+    """Add the LoRA weights of a folder in peft's format to the linear layers. Computed in float32."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
+    if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(f"{folder} holds a LoRA variant other than plain LoRA with one rank; only that can be merged")
+    scale = config["lora_alpha"] / config["r"]
+    state = load_file(folder / LORA_WEIGHTS)
+    for name_a, a_RI in state.items():
+        if not name_a.endswith(".lora_A.weight"):
+            continue
+        name = name_a.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
+        b_OR = state[name_a.replace(".lora_A.", ".lora_B.")]
+        weight_OI = backbone.get_parameter(f"{name}.weight")
+        with torch.no_grad():
+            weight_OI.copy_(weight_OI.float() + scale * (b_OR.float() @ a_RI.float()))
+
+
+def _peft_config(settings: LoraSettings) -> "LoraConfig":
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        bias="none",
+    )

@@ -1,0 +1,89 @@
+"""Encoders on disk: find one by name, read and write its folder, and say what exactly it is (the fingerprint).
+
+A checkpoint folder holds `encoder.json`, `projectors.safetensors` and, in peft's own format, `lora/`. It names its
+backbone and Contextual encoder; their weights are not copied.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from epic_search.encoder import weights
+from epic_search.encoder.config import CONFIG_FILE, LORA_FOLDER, LORA_WEIGHTS, PROJECTORS_FILE, EncoderConfig
+from epic_search.errors import UserError
+
+DEFAULT_MODEL = "epic-mini"
+
+_PACKAGED = Path(__file__).parent.parent / "models"
+
+
+def registry() -> dict[str, Path]:
+    """The named encoders that come with epic-search: name -> checkpoint folder."""
+    return {folder.name: folder for folder in sorted(_PACKAGED.iterdir()) if (folder / CONFIG_FILE).is_file()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A resolved encoder: its configuration and the folders its weights come from.
+
+    `reference` leads back to it: a registry name, an absolute folder or a hub id. `folder` is None for a plain language
+    model without training of ours.
+    """
+
+    reference: str
+    config: EncoderConfig
+    folder: Path | None
+    backbone: Path
+    contextual: Path | None
+
+    @property
+    def lora(self) -> Path | None:
+        """The folder of the LoRA weights, if this checkpoint has any."""
+        folder = self.folder / LORA_FOLDER if self.folder else None
+        return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
+
+    def fingerprint(self) -> str:
+        """32 hex digits over the configuration and every byte of the weights and tokenizers."""
+        digest = hashlib.sha256(self.config.model_dump_json(exclude={"name", "backbone"}).encode())
+        for folder in (self.backbone, self.contextual, self.folder, self.lora):
+            digest.update(weights.digest(folder).encode() if folder else b"-")
+            tokenizer = folder / "tokenizer.json" if folder else None
+            if tokenizer and tokenizer.is_file():
+                digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
+        return digest.hexdigest()[:32]
+
+
+def find(reference: str) -> Checkpoint:
+    """The checkpoint that a registry name, a folder or a hub id stands for; raises UserError when there is none.
+
+    A language model without `encoder.json` is an encoder too: untrained, pooled at the last token.
+    """
+    folder = registry().get(reference, Path(reference).expanduser())
+    if reference not in registry() and folder.exists():
+        reference = str(folder.resolve())
+    if not (folder / CONFIG_FILE).is_file():
+        try:
+            folder = weights.resolve(reference)
+        except UserError as error:
+            raise UserError(f"{error} Named encoders: {', '.join(registry()) or 'none'}.") from error
+    if not (folder / CONFIG_FILE).is_file():
+        return of_config(plain_config(reference), reference=reference)
+    config = EncoderConfig.load(folder)
+    needed = [PROJECTORS_FILE, *([f"{LORA_FOLDER}/{LORA_WEIGHTS}"] if config.lora else [])]
+    for name in needed:
+        if not (folder / name).is_file():
+            raise UserError(f"the checkpoint {folder} is incomplete: it has no {name}; save or download it again")
+    return of_config(config, reference=reference, folder=folder)
+
+
+def plain_config(reference: str) -> EncoderConfig:
+    """A language model as it is: last-token pooling, demonstrations as rescaled embeddings."""
+    return EncoderConfig.model_validate(
+        {"name": reference, "backbone": reference, "pooling": "last", "soft_tokens": {"projector": "rescale"}}
+    )
+
+
+def of_config(config: EncoderConfig, *, reference: str, folder: Path | None = None) -> Checkpoint:
+    """Resolve the weights that a configuration names."""
+    contextual = weights.resolve(config.contextual.encoder) if config.contextual else None
+    return Checkpoint(reference, config, folder, weights.resolve(config.backbone), contextual)

@@ -1,0 +1,79 @@
+"""The Contextual token (Causal2Vec, arXiv 2507.23386): a small bidirectional encoder reads the whole text first.
+
+Its mean-pooled state, scaled to unit length, goes through a projector into the decoder's input. The encoder is frozen:
+what it says of a text never changes, so one pass over a text serves both training passes and the distillation.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epic_search.encoder.attention import PACKED
+from epic_search.encoder.backbone import BIDIRECTIONAL, load_model, read_config, use_layout
+from epic_search.encoder.batching import batches, pack, pad
+from epic_search.encoder.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+
+
+class ContextualEncoder(nn.Module):
+    """Texts -> (n, `width`) unit-length float32 vectors, one forward pass of the frozen encoder."""
+
+    def __init__(self, folder: Path, *, max_length: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = _load(folder, dtype=dtype)
+        self.width: int = self.model.config.hidden_size
+        self._tokenizer = load_tokenizer(folder)
+        limit = min(max_length, self.model.config.max_position_embeddings)
+        self._tokenizer.enable_truncation(limit)
+
+    def use_layout(self, layout: str) -> None:
+        """ "packed" or "padded"."""
+        self.layout = layout if self.model._supports_attention_backend else "padded"
+        use_layout(self.model, self.layout)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(n, width) on the model's device, in input order."""
+        device = next(self.model.parameters()).device
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        out_NC = torch.empty(len(rows), self.width, device=device)
+        for indices in batches([len(row) for row in rows], token_budget=TOKEN_BUDGET.get(device.type, 4096)):
+            out_NC[torch.from_numpy(indices).to(device)] = self._forward([rows[i] for i in indices], device)
+        return out_NC
+
+    def _forward(self, rows: list[list[int]], device: torch.device) -> Tensor:
+        packed = self.layout == PACKED
+        batch = (pack if packed else pad)(rows, device=device)
+        extra = {"lengths": batch.lengths} if packed else {}
+        hidden = self.model(
+            input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask_BL, **extra
+        ).last_hidden_state
+        return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)
+
+
+def mean_of_rows(flat_ND: Tensor, starts_B: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(B, D) float32 mean over each row's positions, given where rows start in the flattened positions N."""
+    device = flat_ND.device
+    lengths_B = torch.tensor(lengths, device=device)
+    row_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths_B)
+    within_T = torch.arange(len(row_T), device=device) - torch.repeat_interleave(
+        lengths_B.cumsum(0) - lengths_B, lengths_B
+    )
+    sums_BD = torch.zeros(len(lengths), flat_ND.shape[1], device=device)
+    sums_BD = sums_BD.index_add(0, row_T, flat_ND[starts_B[row_T] + within_T].float())
+    return sums_BD / lengths_B[:, None]
+
+
+def _load(folder: Path, *, dtype: torch.dtype) -> "PreTrainedModel":
+    config = read_config(folder)
+    # BERT's pooler is a head for classification: not used, and not in every folder.
+    headless = {"add_pooling_layer": False} if config.model_type in BIDIRECTIONAL[:3] else {}
+    return load_model(folder, config, dtype=dtype, **headless)

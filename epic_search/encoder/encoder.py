@@ -1,0 +1,260 @@
+"""The public face: texts in, float32 unit-length vectors out, in input order.
+
+Everything that needs a vector (command line, training, evaluation, index) goes through `Encoder`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from epic_search.encoder import checkpoint as checkpoints
+from epic_search.encoder.backbone import Choice, add_lora, choose_layout, load_backbone, merge_lora, save_lora
+from epic_search.encoder.batching import batches
+from epic_search.encoder.checkpoint import Checkpoint
+from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
+from epic_search.encoder.contextual import ContextualEncoder
+from epic_search.encoder.model import EncoderModel
+from epic_search.encoder.prompt import Demonstration, Layout, Prompt, Template
+from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
+from epic_search.errors import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Progress = Callable[[int], None]
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
+CHUNK = 8192  # texts tokenised at a time: bounds memory on long inputs and still leaves much to sort
+
+
+class Encoder:
+    """A loaded encoder. `load` makes one from a checkpoint, `create` a trainable one from a configuration."""
+
+    def __init__(self, checkpoint: Checkpoint, model: EncoderModel, *, dtype: torch.dtype) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.name = checkpoint.config.name
+        self.reference = checkpoint.reference
+        self.model = model
+        self.dtype = dtype
+        self.dim = model.dim
+        self._tokenizer = load_tokenizer(checkpoint.backbone)
+        config = model.backbone.config
+        eos_id = _first_id(config.eos_token_id)
+        if eos_id is None:
+            raise UserError(
+                f"the model in {checkpoint.backbone} names no end-of-sequence token, and embeddings are read there"
+            )
+        bos_id = _first_id(config.bos_token_id)
+        self.template = Template(
+            lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids,
+            bos_id=eos_id if bos_id is None else bos_id,
+            eos_id=eos_id,
+            contextual_position=self.config.contextual.position if self.config.contextual else None,
+        )
+
+    @classmethod
+    def load(cls, reference: str | Path, *, device: Device = "auto", dtype: Dtype = "auto") -> "Encoder":
+        """An encoder for inference, by registry name, folder or hub id, with its LoRA weights merged.
+
+        Raises UserError when the reference leads to no loadable encoder or the device is not there.
+        """
+        found = checkpoints.find(str(reference))
+        where = choose_device(device)
+        precision = choose_dtype(dtype, where)
+        encoder = cls(found, build_model(found, dtype=DTYPES[precision.value]), dtype=DTYPES[precision.value])
+        if found.lora is not None:
+            merge_lora(encoder.model.backbone, found.lora)
+        encoder.model.to(where).eval().requires_grad_(False)
+        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        return encoder
+
+    @classmethod
+    def create(
+        cls,
+        config: EncoderConfig,
+        *,
+        start: Path | None = None,
+        device: Device = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Encoder":
+        """A trainable encoder: fresh LoRA layers and projectors, or those of the checkpoint folder `start`.
+
+        Only LoRA layers and projectors require gradients, and they are float32; `dtype` is that of the frozen weights.
+        """
+        found = checkpoints.of_config(config, reference=config.name, folder=start)
+        where = choose_device(device)
+        encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype)
+        if config.lora is not None:
+            add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+        encoder.model.to(where)
+        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        return encoder
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint folder that `load` reads. For encoders made by `create` (LoRA weights kept apart)."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save(folder)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.projectors().items()}
+        save_file(state, folder / PROJECTORS_FILE)
+        if self.config.lora is not None:
+            lora = folder / LORA_FOLDER
+            lora.mkdir(exist_ok=True)
+            save_lora(self.model.backbone, self.config.lora, lora, base=self.config.backbone)
+
+    def projectors(self) -> dict[str, Tensor]:
+        """The tensors of the projectors, by their name in `projectors.safetensors`."""
+        parts = {"soft_tokens": self.model.soft_tokens, "context_projector": self.model.context_projector}
+        return {
+            f"{part}.{name}": value
+            for part, module in parts.items()
+            if module
+            for name, value in module.state_dict().items()
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def fingerprint(self) -> str:
+        """What exactly this encoder is, in 32 hex digits over configuration and weights: same digits, same vectors."""
+        return self.checkpoint.fingerprint()
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+        """(n, dim) float32 unit-length vectors of passages, in input order.
+
+        Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
+        with the number of texts done since its last call.
+        """
+        return self._encode(texts, self.template.passage, self._no_slots(), progress)
+
+    def encode_queries(
+        self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order."""
+        prompt = prompt or self.prompt()
+        layout = self.template.query(task=prompt.task, demonstrations=len(prompt.demonstrations))
+        return self._encode(texts, layout, torch.from_numpy(prompt.vectors_SE).to(self.device), progress)
+
+    def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
+        """A prompt with its demonstrations' vectors: queries encoded under the task alone, passages plainly.
+
+        Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context.
+        """
+        task = task.strip() or None if task else None
+        layout = self.template.query(task=task, demonstrations=len(demonstrations))
+        context = self.model.backbone.config.max_position_embeddings
+        if len(layout) + self.config.max_length > context:
+            raise UserError(
+                f"the prompt takes {len(layout)} tokens and a query up to {self.config.max_length}, together more than "
+                f"the {context} that {self.name} reads; shorten the task or use fewer than the "
+                f"{len(demonstrations)} demonstrations"
+            )
+        empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32))
+        if not demonstrations:
+            return empty
+        queries_KE = self.encode_queries([d.query for d in demonstrations], prompt=empty)
+        passages_KE = self.encode_passages([d.passage for d in demonstrations])
+        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
+        return Prompt(task, tuple(demonstrations), vectors_SE)
+
+    def split(self, texts: Sequence[str], *, overlap: int | None = None) -> list[list[str]]:
+        """Each text cut into passages of at most `config.max_length` tokens, each repeating the last `overlap` tokens.
+
+        `overlap` is an eighth of `config.max_length` unless given, and less than half of it.
+        """
+        longest = self.config.max_length
+        overlap = longest // 8 if overlap is None else overlap
+        return [spans(self._tokenizer, text, max_length=longest, overlap=overlap) for text in texts]
+
+    def token_ids(self, texts: Sequence[str], *, max_length: int | None = None) -> list[list[int]]:
+        """Token ids of each text, cut at `max_length` (default: `config.max_length`)."""
+        return token_ids(self._tokenizer, texts, max_length=max_length or self.config.max_length)
+
+    def context(self, texts: Sequence[str]) -> Tensor | None:
+        """(n, C) Contextual vectors on the encoder's device; None for an encoder without a Contextual token."""
+        return self.model.contextual.encode(texts) if self.model.contextual is not None else None
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, progress: Progress | None) -> np.ndarray:
+        out_NE = np.empty((len(texts), self.dim), dtype=np.float32)
+        budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
+        for first in range(0, len(texts), CHUNK):
+            chunk = texts[first : first + CHUNK]
+            rows = [layout.row(ids) for ids in self.token_ids(chunk)]
+            for indices in batches([len(row) for row in rows], token_budget=budget):
+                context_BC = self.context([chunk[i] for i in indices])
+                slots_SE = soft_SE.repeat(len(indices), 1)
+                vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
+                out_NE[first + indices] = vectors_BE.float().cpu().numpy()
+                if progress is not None:
+                    progress(len(indices))
+        return out_NE
+
+    def _no_slots(self) -> Tensor:
+        return torch.empty(0, self.dim, device=self.device)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_model(found: Checkpoint, *, dtype: torch.dtype) -> EncoderModel:
+    """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
+
+    The projectors stay in float32: they are small, and rounding there would reach every token.
+    """
+    config = found.config
+    backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
+    contextual = None
+    if found.contextual is not None and config.contextual is not None:
+        contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
+    model = EncoderModel(config, backbone, contextual)
+    if found.folder is not None:
+        _load_projectors(model, found.folder / PROJECTORS_FILE)
+    return model
+
+
+def _load_projectors(model: EncoderModel, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        result = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its encoder.json: {error}") from error
+    missing = [name for name in result.missing_keys if name.startswith(("soft_tokens.", "context_projector."))]
+    if missing or result.unexpected_keys:
+        raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")
+
+
+def choose_device(device: Device) -> torch.device:
+    """The GPU where there is one, unless told otherwise; raises UserError for a device that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device '{device}' is not one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' was asked for, but torch sees no GPU; use auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
+    """bfloat16 where the hardware multiplies it fast, else float32; raises UserError for any other name."""
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype '{dtype}' is not one of auto, {', '.join(DTYPES)}")
+    if dtype != "auto":
+        return Choice(dtype, "asked for")
+    if device.type == "cuda":
+        return Choice("bfloat16", "a GPU multiplies bfloat16 several times faster")
+    if torch.cpu._is_amx_tile_supported():
+        return Choice("bfloat16", "this processor has AMX tiles for bfloat16")
+    return Choice("float32", "this processor has no fast bfloat16")
+
+
+def _first_id(ids: int | list[int] | None) -> int | None:
+    return ids[0] if isinstance(ids, list) else ids

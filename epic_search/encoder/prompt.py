@@ -1,0 +1,134 @@
+"""Prompts as values: a task, demonstrations, and the segments of token ids and slots they become.
+
+Layout of a query (text demonstrations as in bge-en-icl, arXiv 2409.15700, here with one slot for each text):
+
+    BOS Instruct: TASK\\n (Query: [v_q] \\nResponse: [v_p] \\n) x k  Query: [context] TEXT \\nResponse: EOS
+
+and of a passage, which never carries a prompt, so that one index serves every task:
+
+    BOS [context] TEXT EOS
+
+BOS always comes first: causal models park attention on the first position, and its state grows so large there that
+a Contextual token in its place would be drowned.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from epic_search.errors import UserError
+
+# Negative ids stand for input positions that are filled with vectors instead of token embeddings.
+SOFT_SLOT = -1
+CONTEXTUAL_SLOT = -2
+
+INSTRUCTION = "Instruct: {task}\n"
+QUERY = "Query:"
+RESPONSE = "\nResponse:"
+END_OF_DEMONSTRATION = "\n"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One example pair: for this query, that passage is right."""
+
+    query: str
+    passage: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a query is encoded with: the task's instruction and demonstrations with their vectors.
+
+    `vectors_SE`: float32 (2k, dim), unit length, in the order query 1, passage 1, query 2, ...; (0, dim) for k = 0.
+    """
+
+    task: str | None
+    demonstrations: tuple[Demonstration, ...]
+    vectors_SE: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert len(self.vectors_SE) == 2 * len(self.demonstrations), (
+            self.vectors_SE.shape,
+            len(self.demonstrations),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the prompt to one safetensors file: the vectors as a tensor, the texts as metadata."""
+        from safetensors.numpy import save_file
+
+        pairs = [[d.query, d.passage] for d in self.demonstrations]
+        save_file(
+            {"vectors": self.vectors_SE},
+            path,
+            metadata={"task": json.dumps(self.task), "demonstrations": json.dumps(pairs)},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Prompt":
+        """Read a prompt that `save` wrote; raises UserError when the file is missing or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                task = json.loads(metadata["task"])
+                pairs = json.loads(metadata["demonstrations"])
+                return cls(task, tuple(Demonstration(q, p) for q, p in pairs), file.get_tensor("vectors"))
+        except FileNotFoundError as error:
+            raise UserError(f"the prompt file {path} is missing") from error
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is not a prompt that epic-search saved: {error}") from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Token ids around a text. `head` holds slots as negative ids; `head + text ids + tail` is a complete input row."""
+
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.tail)
+
+    def row(self, text_ids: Sequence[int]) -> list[int]:
+        """The complete input row of one text."""
+        return [*self.head, *text_ids, *self.tail]
+
+
+class Template:
+    """Turns prompts into layouts, for one tokenizer and one place of the Contextual token."""
+
+    def __init__(
+        self,
+        tokenize: Callable[[str], list[int]],
+        *,
+        bos_id: int,
+        eos_id: int,
+        contextual_position: str | None,
+    ) -> None:
+        self._tokenize = tokenize
+        self._bos_id = bos_id
+        self._eos_id = eos_id
+        self._early = [CONTEXTUAL_SLOT] if contextual_position == "before_prefix" else []
+        self._late = [CONTEXTUAL_SLOT] if contextual_position == "after_prefix" else []
+        query, response, end = tokenize(QUERY), tokenize(RESPONSE), tokenize(END_OF_DEMONSTRATION)
+        self._demonstration = [*query, SOFT_SLOT, *response, SOFT_SLOT, *end]
+        self._query, self._response = query, response
+        self.passage = Layout((bos_id, *self._early, *self._late), (eos_id,))
+
+    def query(self, *, task: str | None, demonstrations: int) -> Layout:
+        """The layout of a query with an instruction (or none) and `demonstrations` pairs of soft slots."""
+        instruction = self._tokenize(INSTRUCTION.format(task=task)) if task else []
+        head = [
+            self._bos_id,
+            *self._early,
+            *instruction,
+            *self._demonstration * demonstrations,
+            *self._query,
+            *self._late,
+        ]
+        return Layout(tuple(head), (*self._response, self._eos_id))

@@ -1,0 +1,62 @@
+"""Texts to token ids, through the Rust tokenizer alone: transformers' wrapper costs seconds and adds nothing here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """The tokenizer of a model folder, truncation and padding off, special tokens in texts read as plain text."""
+    from tokenizers import Tokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # A document that contains "<|im_end|>" must not end the input: what users write is text.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def token_ids(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int) -> list[list[int]]:
+    """Token ids of each text, without special tokens, cut at `max_length`."""
+    return [
+        encoding.ids[:max_length] for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    ]
+
+
+def spans(tokenizer: "Tokenizer", text: str, *, max_length: int, overlap: int) -> list[str]:
+    """A text cut into pieces of at most `max_length` tokens, each repeating `overlap` tokens of the one before.
+
+    Cuts fall on token boundaries, moved back to white space where there is some in the last quarter of a piece.
+    """
+    assert 0 <= overlap < max_length // 2, (overlap, max_length)
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    if len(offsets) <= max_length:
+        return [text]
+    pieces: list[str] = []
+    first = 0
+    while True:
+        last = min(first + max_length, len(offsets))
+        if last < len(offsets):
+            last = _word_boundary(text, offsets, first + max_length * 3 // 4, last)
+        pieces.append(text[offsets[first][0] : offsets[last - 1][1]].strip())
+        if last == len(offsets):
+            return [piece for piece in pieces if piece]
+        first = last - overlap
+
+
+def _word_boundary(text: str, offsets: list[tuple[int, int]], lowest: int, last: int) -> int:
+    """The largest end in (lowest, last] before which a new word starts; `last` if there is none."""
+    for end in range(last, lowest, -1):
+        start = offsets[end][0]
+        if text[start].isspace() or (start > 0 and text[start - 1].isspace()):
+            return end
+    return last
