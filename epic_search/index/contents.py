@@ -1,0 +1,215 @@
+"""What an index holds: a list of documents in SQLite and their passages' vectors in the store, kept in step.
+
+The list is the truth. A chunk is stored in four steps, and a crash between any two loses nothing listed: note
+the new points as doomed; write and flush them; in one transaction list the new versions and doom the points
+of those they replace; delete the doomed. Opening deletes what a crash left doomed. After that the store holds
+exactly the listed points; one that does not is damaged.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from epic_search.errors import UserError
+from epic_search.index.disk import disk_full, disk_usage, require_space
+from epic_search.index.passages import CutDocument, point_id
+from epic_search.index.store.edge import EdgeStore, StoreDamaged
+from epic_search.index.store.protocol import Point
+
+if TYPE_CHECKING:
+    from epic_search.index.lock import Lock
+    from epic_search.index.manifest import Manifest
+    from epic_search.index.store.protocol import VectorStore
+
+LIST_FILE = "documents.sqlite"
+STORE_FOLDER = "store"
+DOOMED_AT_ONCE = 1000  # documents whose points are deleted in one request
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (
+    id TEXT PRIMARY KEY, version BLOB NOT NULL, passages INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doomed (
+    id TEXT, version BLOB, passages INTEGER NOT NULL, PRIMARY KEY (id, version)
+) WITHOUT ROWID;
+CREATE TEMPORARY TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Contents:
+    """An open index. Raises UserError when its files are damaged or the disk is full."""
+
+    def __init__(self, folder: Path, manifest: "Manifest", *, lock: "Lock") -> None:
+        """Open what is in `folder`, or begin with nothing; puts right what a killed run left behind."""
+        self.folder = folder
+        with self._readable():
+            self._list = sqlite3.connect(folder / LIST_FILE, isolation_level=None, check_same_thread=False)
+        try:
+            with self._readable():
+                self._list.execute("PRAGMA synchronous = FULL")
+                self._list.executescript(SCHEMA)
+                self.documents, self.passages = self._totals("FROM documents")
+            if manifest.documents and not self.documents:
+                raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
+            self.store: VectorStore = self._open_store(manifest.dim, lock)
+            try:
+                self._delete_doomed()
+                stored = self.store.count()
+                if stored != self.passages:
+                    raise self._damaged(f"its store holds {stored:,} of {self.passages:,} passages")
+            except BaseException:
+                self.store.close()
+                raise
+        except BaseException:
+            self._list.close()
+            raise
+
+    def close(self) -> None:
+        """Close the list and the store."""
+        try:
+            self.store.close()
+        finally:
+            self._list.close()
+
+    def __enter__(self) -> "Contents":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def first_sight(self, document_id: str) -> bool:
+        """Note that this run saw a document; False if it did before."""
+        with self._readable():
+            return self._list.execute("INSERT OR IGNORE INTO seen VALUES (?)", (document_id,)).rowcount == 1
+
+    def versions(self, document_ids: Sequence[str]) -> dict[str, bytes]:
+        """The stored version of each document that is stored."""
+        with self._readable():
+            return dict(
+                self._list.execute(
+                    f"SELECT id, version FROM documents WHERE id IN ({_marks(document_ids)})", document_ids
+                )
+            )
+
+    def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
+        """Store documents in place of their older versions, safely on return. Returns how many had one.
+
+        `vectors_PE`: the unit vectors of all their passages, in order.
+        """
+        require_space(self.folder, 4 * (vectors_PE.nbytes + sum(cut.document.size for cut in chunk)))
+        rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
+        with self._transaction():
+            self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
+        self.store.upsert([point for cut in chunk for point in _points(cut)], vectors_PE)
+        self.store.flush()
+        ids = [cut.document.id for cut in chunk]
+        replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
+        with self._transaction():
+            old_documents, old_passages = self._totals(replaced, ids)
+            self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {replaced}", ids)
+            self._list.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", rows)
+            self._list.executemany("DELETE FROM doomed WHERE id = ? AND version = ?", [row[:2] for row in rows])
+        self.documents += len(rows) - old_documents
+        self.passages += len(vectors_PE) - old_passages
+        self._delete_doomed()
+        return old_documents
+
+    def remove_unseen(self) -> int:
+        """Remove the documents that this run did not see; returns how many those were."""
+        unseen = "FROM documents WHERE id NOT IN (SELECT id FROM seen)"
+        with self._transaction():
+            documents, passages = self._totals(unseen)
+            self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {unseen}")
+            self._list.execute(f"DELETE {unseen}")
+        self.documents -= documents
+        self.passages -= passages
+        self._delete_doomed()
+        return documents
+
+    def optimize(self) -> None:
+        """Make the store fast to search; needs free space for a second copy of it meanwhile."""
+        require_space(self.folder, disk_usage(self.folder / STORE_FOLDER))
+        self.store.optimize()
+
+    def _open_store(self, dim: int, lock: "Lock") -> EdgeStore:
+        path = self.folder / STORE_FOLDER
+        with self._readable():
+            is_new = self.documents == 0 and self._totals("FROM doomed")[0] == 0
+        if is_new:
+            # Whatever is there, a run was killed while it made the store: nothing was ever listed in it.
+            shutil.rmtree(path, ignore_errors=True)
+            require_space(self.folder, 0)
+        try:
+            return EdgeStore(path, dim=dim, create=is_new, keep_open=[lock.fd])
+        except StoreDamaged as error:
+            raise self._damaged(str(error)) from error
+
+    def _delete_doomed(self) -> None:
+        while True:
+            with self._readable():
+                rows = self._list.execute("SELECT * FROM doomed LIMIT ?", (DOOMED_AT_ONCE,)).fetchall()
+            if not rows:
+                return
+            self.store.delete([point_id(id, version, n) for id, version, passages in rows for n in range(passages)])
+            self.store.flush()
+            with self._transaction():
+                self._list.executemany("DELETE FROM doomed WHERE id = ? AND version = ?", [row[:2] for row in rows])
+
+    def _totals(self, rows: str, values: Sequence[str] = ()) -> tuple[int, int]:
+        """How many documents and passages there are in `rows`: a FROM clause over documents or doomed."""
+        count, passages = self._list.execute(f"SELECT COUNT(*), COALESCE(SUM(passages), 0) {rows}", values).fetchone()
+        return int(count), int(passages)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._readable():
+            self._list.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._list.execute("ROLLBACK")
+                raise
+            self._list.execute("COMMIT")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = error.sqlite_errorcode & 0xFF  # the low byte is the kind, the rest its details
+            if code == sqlite3.SQLITE_FULL:
+                raise disk_full(self.folder) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(f"{LIST_FILE}: {error}") from error
+            raise UserError(f"cannot use {self.folder / LIST_FILE}: {error}; check the folder and its disk") from error
+
+    def _damaged(self, what: str) -> UserError:
+        name = self.folder.name
+        return UserError(
+            f"index '{name}' is damaged ({what}); delete it with 'epic-search indexes delete {name}' and index again"
+        )
+
+
+def _points(cut: CutDocument) -> Iterable[Point]:
+    document = cut.document
+    for number, text in enumerate(cut.passages):
+        payload = {
+            "id": document.id,
+            "passage": number,
+            "title": document.title,
+            "text": text,
+            "payload": document.payload,
+        }
+        yield Point(point_id(document.id, cut.version, number), payload)
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))

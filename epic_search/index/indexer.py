@@ -1,0 +1,293 @@
+"""A corpus file into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from epic_search.errors import UserError
+from epic_search.index.contents import Contents
+from epic_search.index.corpus import Corpus, Document, Problem
+from epic_search.index.folder import make_folder, target_folder
+from epic_search.index.lock import Lock
+from epic_search.index.manifest import MANIFEST_FILE, Manifest
+from epic_search.index.passages import CutDocument, cut, version
+from epic_search.index.prompts import new_prompt, store_prompt
+from epic_search.index.store.protocol import first_bad_vector
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Demonstration, Encoder
+
+CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
+CHUNK_BYTES = 16 * 2**20
+GROUP_DOCUMENTS = 64  # looked up and cut at once
+GROUP_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class IndexProgress:
+    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the file.
+
+    `bytes_total` is 0 where the size is unknown (a pipe).
+    """
+
+    stage: Literal["encode", "optimize"]
+    documents: int
+    passages: int
+    bytes_done: int
+    bytes_total: int
+
+
+Progress = Callable[[IndexProgress], None]
+
+
+@dataclass
+class IndexReport:
+    """What a run did. `documents`, `passages`: what the index holds now; `encoded`: new passages."""
+
+    name: str
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: int = 0
+    documents: int = 0
+    passages: int = 0
+    encoded: int = 0
+    seconds: float = 0.0
+    problem_counts: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def index_corpus(
+    source: Path,
+    *,
+    name: str,
+    encoder: "Encoder",
+    home: Path | None = None,
+    task: str | None = None,
+    demonstrations: "Sequence[Demonstration] | None" = None,
+    prune: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> IndexReport:
+    """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
+
+    Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune`
+    removes those that the file does not hold. A task or demonstrations given here stay with the index; None
+    keeps what it has, "" or [] clears it. Raises UserError for what a user can put right; nothing stored is
+    lost by that.
+    """
+    folder = target_folder(name, home)
+    manifest = _manifest(folder, encoder)
+    corpus = Corpus(source, strict=strict)
+    try:
+        documents = _require_some(corpus)
+        prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
+        # Nothing is made before here, so that a mistyped command leaves nothing behind.
+        make_folder(folder)
+        with Lock(folder) as lock:
+            manifest = _manifest(folder, encoder)
+            was_complete = manifest.status == "complete"
+            if prompt is not None:
+                store_prompt(folder, manifest, prompt)
+            manifest.status, manifest.source = "indexing", str(source.resolve())
+            manifest.save(folder)
+            with Contents(folder, manifest, lock=lock) as contents:
+                run = _Run(corpus, encoder, contents, manifest, folder, progress)
+                return run.index(documents, prune=prune, was_complete=was_complete)
+    finally:
+        corpus.close()
+
+
+def require_encoder(manifest: Manifest, encoder: "Encoder") -> None:
+    """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
+    fingerprint = encoder.fingerprint
+    if manifest.fingerprint != fingerprint:
+        raise UserError(
+            f"index '{manifest.name}' was made by encoder '{manifest.encoder}' (fingerprint "
+            f"{manifest.fingerprint[:12]}), and this is '{encoder.name}' (fingerprint {fingerprint[:12]}); "
+            "use that encoder, or index under another name"
+        )
+
+
+def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
+    if not (folder / MANIFEST_FILE).exists():
+        return Manifest(name=folder.name, encoder=encoder.reference, fingerprint=encoder.fingerprint, dim=encoder.dim)
+    manifest = Manifest.load(folder)
+    require_encoder(manifest, encoder)
+    return manifest
+
+
+def _require_some(corpus: Corpus) -> Iterator[Document]:
+    """The corpus's documents; raises UserError, before anything is made or changed, when there are none."""
+    documents = iter(corpus)
+    first = next(documents, None)
+    if first is None:
+        problems = corpus.problems
+        skipped = f"all {problems.total} lines were skipped, the first as {problems.first[0]}" if problems.total else ""
+        raise UserError(
+            f"{corpus.path} holds no document ({skipped or 'it is empty'}); "
+            "each line must be a JSON object with '_id' (or 'id') and 'text'"
+        )
+    return chain([first], documents)
+
+
+class _Run:
+    """One pass over a corpus."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: "Encoder",
+        contents: Contents,
+        manifest: Manifest,
+        folder: Path,
+        progress: Progress | None,
+    ) -> None:
+        self.corpus = corpus
+        self.encoder = encoder
+        self.contents = contents
+        self.manifest = manifest
+        self.folder = folder
+        self.progress = progress or (lambda _: None)
+        self.fields: set[str] = set()
+        self.report = IndexReport(name=manifest.name)
+        self.bytes_done = 0
+
+    def index(self, documents: Iterator[Document], *, prune: bool, was_complete: bool) -> IndexReport:
+        """Store what is new or changed, remove what is gone if `prune`, and mark the index complete."""
+        report, start = self.report, time.monotonic()
+        for chunk in self._chunks(documents):
+            self._store(chunk)
+        if prune:
+            report.removed = self.contents.remove_unseen()
+        if report.encoded or report.removed or not was_complete:
+            self._tell("optimize")
+            self.contents.optimize()
+        self.manifest.status = "complete"
+        self.manifest.fields = sorted(self.fields if prune else self.fields.union(self.manifest.fields))
+        self._save_manifest()
+        report.documents, report.passages = self.contents.documents, self.contents.passages
+        report.problem_counts = dict(self.corpus.problems.counts)
+        report.problems = self.corpus.problems.first
+        report.skipped = self.corpus.problems.total
+        report.seconds = time.monotonic() - start
+        return report
+
+    def _chunks(self, documents: Iterator[Document]) -> Iterator[list[CutDocument]]:
+        """Changed documents, cut, about CHUNK_PASSAGES passages at a time."""
+        chunk: list[CutDocument] = []
+        try:
+            for group in _groups(documents):
+                chunk += cut(self._changed(group), self.encoder)
+                if _is_full(chunk):
+                    yield chunk
+                    chunk = []
+                elif not chunk:
+                    self.bytes_done = self.corpus.bytes_read
+                    self._tell("encode")
+        except UserError:  # reading ended early: what came before is stored, then the error goes on
+            if chunk:
+                yield chunk
+            raise
+        if chunk:
+            yield chunk
+
+    def _changed(self, group: list[Document]) -> list[Document]:
+        # Of two documents with one id the first wins: a stream does not know what is to come, and a second
+        # run on the same file chooses the same one and encodes nothing.
+        fresh = []
+        for document in group:
+            self.fields.update(document.payload)
+            if self.contents.first_sight(document.id):
+                fresh.append(document)
+            else:
+                self.corpus.skip(Problem(document.line, "duplicate id", f"'{document.id}'"))
+        stored = self.contents.versions([document.id for document in fresh])
+        changed = [document for document in fresh if stored.get(document.id) != version(document)]
+        self.report.unchanged += len(fresh) - len(changed)
+        return changed
+
+    def _store(self, chunk: list[CutDocument]) -> None:
+        texts = [text for document in chunk for text in document.texts]
+        span = self.corpus.bytes_read - self.bytes_done
+        encoded = 0
+
+        def more(passages: int) -> None:
+            nonlocal encoded
+            encoded += passages
+            part = encoded / len(texts)
+            self._tell("encode", documents=int(len(chunk) * part), passages=encoded, bytes_read=int(span * part))
+
+        vectors_PE = self.encoder.encode_passages(texts, progress=more)
+        self._require_sound(chunk, vectors_PE)
+        replaced = self.contents.put(chunk, vectors_PE)
+        self.report.changed += replaced
+        self.report.added += len(chunk) - replaced
+        self.report.encoded += len(texts)
+        self.bytes_done += span
+        self._save_manifest()
+
+    def _require_sound(self, chunk: list[CutDocument], vectors_PE: np.ndarray) -> None:
+        bad = first_bad_vector(vectors_PE)
+        if bad is None:
+            return
+        owner = [document.document for document in chunk for _ in document.passages][bad]
+        raise UserError(
+            f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length from "
+            f"document '{owner.id}' (line {owner.line}), and its chunk was not stored; "
+            "load the encoder in float32, or take the document out"
+        )
+
+    def _save_manifest(self) -> None:
+        self.manifest.documents, self.manifest.passages = self.contents.documents, self.contents.passages
+        self.manifest.save(self.folder)
+
+    def _tell(
+        self,
+        stage: Literal["encode", "optimize"],
+        *,
+        documents: int = 0,
+        passages: int = 0,
+        bytes_read: int = 0,
+    ) -> None:
+        """Report what is done, plus what the chunk under way has come to."""
+        report = self.report
+        self.progress(
+            IndexProgress(
+                stage,
+                documents=report.added + report.changed + report.unchanged + documents,
+                passages=report.encoded + passages,
+                bytes_done=self.bytes_done + bytes_read,
+                bytes_total=self.corpus.bytes_total,
+            )
+        )
+
+
+def _is_full(chunk: list[CutDocument]) -> bool:
+    passages = sum(len(cut_document.passages) for cut_document in chunk)
+    return passages >= CHUNK_PASSAGES or sum(cut_document.document.size for cut_document in chunk) > CHUNK_BYTES
+
+
+def _groups(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists bounded in number and in bytes."""
+    group: list[Document] = []
+    size = 0
+    try:
+        for document in documents:
+            group.append(document)
+            size += document.size
+            if len(group) == GROUP_DOCUMENTS or size > GROUP_BYTES:
+                yield group
+                group, size = [], 0
+    except UserError:  # reading ended early: what came before goes first
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

@@ -1,0 +1,107 @@
+"""What an index is, in `manifest.json`: encoder, prompt, counts. The file marks a folder as an index."""
+
+import errno
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from epic_search import __version__
+from epic_search.errors import UserError
+from epic_search.index.disk import disk_full
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class StoredDemonstration(BaseModel):
+    """A demonstration's two texts; their vectors are in `prompt.safetensors`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    query: str
+    passage: str
+
+
+class Manifest(BaseModel):
+    """The content of `manifest.json`. `status` is "complete" once a whole corpus has gone through."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = FORMAT
+    epic_search: str = __version__
+    name: str
+    encoder: str
+    fingerprint: str
+    dim: int = Field(gt=0)
+    status: Literal["indexing", "complete"] = "indexing"
+    documents: int = Field(default=0, ge=0)
+    passages: int = Field(default=0, ge=0)
+    task: str | None = None
+    demonstrations: list[StoredDemonstration] = []
+    fields: list[str] = []
+    source: str = ""
+    created: str = Field(default_factory=now)
+    updated: str = Field(default_factory=now)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read the manifest of an index folder; raises UserError when it is damaged or of a newer format."""
+        path = folder / MANIFEST_FILE
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}; delete the index and index again") from error
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{path} has format {version}, written by epic-search {content.get('epic_search')}; this is "
+                f"{__version__} and reads up to format {FORMAT}: upgrade it, or index under another name"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UserError(
+                f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest so that a crash leaves the old one or the new one, never half of one."""
+        self.updated = now()
+        self.epic_search = __version__
+        try:
+            replace_file(folder / MANIFEST_FILE, self.model_dump_json(indent=2).encode("utf-8"))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise disk_full(folder) from error
+            raise UserError(
+                f"cannot write in {folder}: {error.strerror}; an index needs a folder that you may write to"
+            ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably: temporary file, fsync, rename, fsync of the folder.
+
+    The temporary file's name is always the same, so what a crash leaves is overwritten.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,58 @@
+"""The prompt kept with an index: texts in the manifest, vectors in a file, so a query encodes only itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epic_search.encoder.prompt import Demonstration, Prompt
+from epic_search.index.manifest import Manifest, StoredDemonstration
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Encoder
+
+PROMPT_FILE = "prompt.safetensors"
+
+
+def new_prompt(
+    manifest: Manifest,
+    *,
+    encoder: "Encoder",
+    task: str | None,
+    demonstrations: Sequence[Demonstration] | None,
+) -> Prompt | None:
+    """The index's prompt with another task or other demonstrations; None when neither is given.
+
+    Raises UserError when the prompt does not fit the encoder.
+    """
+    if task is None and demonstrations is None:
+        return None
+    return encoder.prompt(
+        task=manifest.task if task is None else task,
+        demonstrations=_texts(manifest) if demonstrations is None else demonstrations,
+    )
+
+
+def store_prompt(folder: Path, manifest: Manifest, prompt: Prompt) -> None:
+    """Write the prompt's vectors, and its texts into `manifest`, which the caller saves."""
+    # A crash between this file and the manifest leaves them different; load_prompt sees that.
+    temporary = folder / f"{PROMPT_FILE}.tmp"
+    prompt.save(temporary)
+    temporary.replace(folder / PROMPT_FILE)
+    manifest.task = prompt.task
+    manifest.demonstrations = [
+        StoredDemonstration(query=pair.query, passage=pair.passage) for pair in prompt.demonstrations
+    ]
+
+
+def load_prompt(folder: Path, manifest: Manifest, *, encoder: "Encoder") -> Prompt:
+    """The prompt that the manifest names, from its file where that holds the same, else encoded anew."""
+    path = folder / PROMPT_FILE
+    if path.exists():
+        prompt = Prompt.load(path)
+        if (prompt.task, list(prompt.demonstrations)) == (manifest.task, _texts(manifest)):
+            return prompt
+    return encoder.prompt(task=manifest.task, demonstrations=_texts(manifest))
+
+
+def _texts(manifest: Manifest) -> list[Demonstration]:
+    return [Demonstration(query=d.query, passage=d.passage) for d in manifest.demonstrations]

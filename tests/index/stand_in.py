@@ -1,0 +1,83 @@
+"""An encoder without a model: words hashed into a vector, with the face of `epic_search.encoder.Encoder`.
+
+Run as a script it indexes a file, slowly if asked to, for the tests that kill, interrupt and compete with it:
+    python stand_in.py HOME NAME CORPUS SECONDS_PER_CALL
+"""
+
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from epic_search.encoder import Demonstration, Prompt
+from epic_search.errors import UserError
+
+
+class StandIn:
+    """Texts with common words have a high cosine. A prompt adds its demonstrations' passages to the query."""
+
+    def __init__(self, name: str = "stand-in", *, dim: int = 512, max_length: int = 100, delay: float = 0.0) -> None:
+        self.name = name
+        self.dim = dim
+        self.fingerprint = f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):032x}"
+        self.config = SimpleNamespace(max_length=max_length)
+        self.delay = delay
+        self.encoded: list[str] = []
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        time.sleep(self.delay)
+        self.encoded += texts
+        vectors_PE = np.stack([self._vector(text) for text in texts])
+        if progress is not None:
+            progress(len(texts))
+        return vectors_PE
+
+    def encode_queries(self, texts: Sequence[str], *, prompt: Prompt | None = None) -> np.ndarray:
+        vectors_QE = np.stack([self._vector(text) for text in texts])
+        if prompt is not None and prompt.demonstrations:
+            vectors_QE = vectors_QE + prompt.vectors_SE[1::2].mean(axis=0)
+        return vectors_QE / np.linalg.norm(vectors_QE, axis=1, keepdims=True)
+
+    def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
+        if task == "too long":
+            raise UserError("the prompt takes too many tokens")
+        texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
+        vectors_SE = np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
+        return Prompt(task or None, tuple(demonstrations), vectors_SE)
+
+    def split(self, texts: Sequence[str], *, overlap: int = 12) -> list[list[str]]:
+        return [self._split(text, overlap) for text in texts]
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[zlib.crc32(word.encode()) for word in text.split()][: self.config.max_length] for text in texts]
+
+    def _split(self, text: str, overlap: int) -> list[str]:
+        words, length = text.split(), self.config.max_length
+        if len(words) <= length:
+            return [text]
+        starts = range(0, len(words) - overlap, length - overlap)
+        return [" ".join(words[start : start + length]) for start in starts]
+
+    def _vector(self, text: str) -> np.ndarray:
+        vector_E = np.full(self.dim, 1e-3, dtype=np.float32)
+        for id in self.token_ids([text.lower()])[0]:
+            vector_E[id % self.dim] += 1.0 if id & 0x10000 else -1.0
+        return vector_E / np.linalg.norm(vector_E)
+
+
+if __name__ == "__main__":
+    from epic_search.index import index_corpus
+
+    home, name, corpus, delay = sys.argv[1:]
+    print("start", flush=True)
+    index_corpus(
+        Path(corpus),
+        name=name,
+        encoder=StandIn(delay=float(delay)),  # type: ignore[arg-type]
+        home=Path(home),
+        progress=lambda progress: print(progress.stage, progress.documents, flush=True),
+    )
