@@ -1,0 +1,162 @@
+"""Recipes: TOML files that say everything about a training run, checked before anything is loaded."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from epic_search.encoder.config import EncoderConfig, StrictModel, first_problem
+from epic_search.errors import UserError
+
+DEFAULT_DATA = "../shared/data"
+
+
+class PairData(StrictModel):
+    """Pairs {task, query, positive, negatives}: JSONL files (globs), a `datasets` data set, or the standard library.
+
+    Exactly one of `files`, `dataset` (hub id or local folder) and `builtin`. `columns` maps our names to a data set's;
+    `task` is the instruction where rows carry none.
+    """
+
+    files: str | list[str] | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    columns: dict[Literal["query", "positive", "negatives", "task"], str] = {}
+    builtin: Literal["python-stdlib"] | None = None
+    task: str | None = None
+    limit: int | None = Field(None, ge=2)
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "PairData":
+        given = [key for key in ("files", "dataset", "builtin") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of files, dataset and builtin, not {' and '.join(given) or 'none'}")
+        return self
+
+
+class LabelData(StrictModel):
+    """Texts with several views of labels: JSONL files of {text, labels: {view: label or [labels]}}.
+
+    A batch mixes `views_per_batch` views of the same texts, so that which relation is meant can only be told from the
+    instruction or, where that is dropped (`instruction_dropout`), from the demonstrations.
+    """
+
+    files: str | list[str]
+    exclude_views: list[str] = []
+    views_per_batch: int = Field(3, ge=1)
+    instruction_dropout: float = Field(0.7, ge=0, le=1)
+    weight: float = Field(1.0, gt=0)
+
+
+class Data(StrictModel):
+    """What a run learns from. A step draws one source, with probability weight * size**`temperature`."""
+
+    pairs: list[PairData] = []
+    labels: list[LabelData] = []
+    temperature: float = Field(0.5, ge=0, le=1)
+    heldout: int = Field(0, ge=0)
+    negatives_per_query: int = Field(1, ge=0)
+    max_length: int = Field(128, ge=8)
+    instruction_dropout: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> "Data":
+        if not self.pairs and not self.labels:
+            raise ValueError("there is nothing to learn from: add [[data.pairs]] or [[data.labels]]")
+        return self
+
+
+class Objective(StrictModel):
+    """The EPIC objective (arXiv 2605.01372): InfoNCE without and with soft demonstrations.
+
+    `distill_weight` adds a KL term towards the frozen Contextual encoder's in-batch scores at `distill_temperature`.
+    `label_weight` scales the loss of label batches.
+    """
+
+    temperature: float = Field(0.02, gt=0)
+    demonstrations: int = Field(5, ge=0)
+    stop_gradient: bool = False
+    false_negative_margin: float | None = Field(0.1, ge=0)
+    distill_weight: float = Field(0.0, ge=0)
+    distill_temperature: float = Field(0.05, gt=0)
+    label_weight: float = Field(1.0, gt=0)
+
+
+class Optimizer(StrictModel):
+    """AdamW with linear warm-up, then a linear fall to `final_fraction` of the rate; projectors have their own rate."""
+
+    steps: int = Field(..., ge=1)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(2e-4, gt=0)
+    projector_learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(30, ge=0)
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    token_budget: int = Field(8192, ge=64)
+
+
+class Recipe(StrictModel):
+    """A training run. `start` continues from a checkpoint (its configuration counts); `[encoder]` starts afresh."""
+
+    name: str
+    seed: int = 7
+    start: str | None = None
+    encoder: EncoderConfig | None = None
+    data: Data
+    objective: Objective = Objective()
+    optimizer: Optimizer
+    checkpoint_steps: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "Recipe":
+        if (self.start is None) == (self.encoder is None):
+            raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+
+def load(path: Path) -> Recipe:
+    """Read and check a recipe; raises UserError with the place of the first mistake."""
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"the recipe {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the recipe {path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"the recipe {path} is wrong at {first_problem(error)}") from error
+
+
+def expand(patterns: str | list[str]) -> list[Path]:
+    """The files of globs, with ${NAME} and ${NAME:-default} replaced from the environment.
+
+    EPIC_SEARCH_DATA has a default of its own, so that recipes can name it plainly. Raises UserError for a glob without
+    files and for a variable that is not set.
+    """
+    return [path for pattern in ([patterns] if isinstance(patterns, str) else patterns) for path in _glob(pattern)]
+
+
+def _glob(pattern: str) -> list[Path]:
+    path = Path(re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, pattern)).expanduser()
+    root = Path(path.anchor) if path.is_absolute() else Path()
+    files = sorted(root.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
+    if not files:
+        raise UserError(f"no file matches {path}; set EPIC_SEARCH_DATA or correct the path in the recipe")
+    return files
+
+
+def _variable(match: re.Match[str]) -> str:
+    name, fallback = match[1], match[2]
+    default = DEFAULT_DATA if name == "EPIC_SEARCH_DATA" else None
+    found = os.environ.get(name, fallback if fallback is not None else default)
+    if found is None:
+        raise UserError(f"{match[0]} names the environment variable {name}, which is not set")
+    return found
