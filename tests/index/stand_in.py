@@ -21,7 +21,7 @@ class StandIn:
     """Texts with common words have a high cosine. A prompt adds its demonstrations' passages to the query."""
 
     def __init__(self, name: str = "stand-in", *, dim: int = 512, max_length: int = 100, delay: float = 0.0) -> None:
-        self.name = name
+        self.name = self.reference = name
         self.dim = dim
         self.fingerprint = f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):032x}"
         self.config = SimpleNamespace(max_length=max_length)

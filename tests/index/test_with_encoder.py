@@ -1,0 +1,38 @@
+"""The index with a real (tiny) encoder: what is stored is what the encoder makes, prompts included."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from epic_search.encoder import Demonstration, Encoder
+from epic_search.index import Searcher, index_corpus
+
+ROWS = [
+    {"_id": "short", "title": "A title", "text": "a few words", "year": 2020},
+    {"_id": "long", "title": "Another", "text": " ".join(f"word{i}" for i in range(40))},
+    {"_id": "plain", "text": "no title here"},
+]
+
+
+def test_hits_are_the_exact_order_of_the_encoders_own_scores(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    demonstrations = [Demonstration(query="which year", passage="A title\na few words")]
+    report = index_corpus(
+        corpus, name="c", encoder=tiny_encoder, home=tmp_path, task="find it", demonstrations=demonstrations
+    )
+    assert (report.added, report.passages) == (3, report.encoded) and report.passages > 5
+    again = index_corpus(corpus, name="c", encoder=tiny_encoder, home=tmp_path)
+    assert (again.unchanged, again.encoded) == (3, 0)
+    with Searcher.open("c", home=tmp_path) as searcher:
+        assert searcher.encoder.reference == tiny_encoder.reference, "found again without being told where"
+        assert searcher.prompt.task == "find it" and searcher.prompt.demonstrations == tuple(demonstrations)
+        [hits] = searcher.search(["few words"], k=3)
+        prompt = tiny_encoder.prompt(task="find it", demonstrations=demonstrations)
+        query_E = tiny_encoder.encode_queries(["few words"], prompt=prompt)[0]
+        shown = [f"{hit.title}\n{hit.text}" if hit.title else hit.text for hit in hits]
+        np.testing.assert_allclose([hit.score for hit in hits], tiny_encoder.encode_passages(shown) @ query_E, atol=0.01)
+        assert {hit.id for hit in hits} == {"short", "long", "plain"}
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert next(hit for hit in hits if hit.id == "short").payload == {"year": 2020}

@@ -1,0 +1,102 @@
+"""What a training step computes: who may be a negative, who may be shown, and where gradients go."""
+
+import numpy as np
+import pytest
+import torch
+
+from epic_search.encoder import Encoder
+from epic_search.encoder.config import EncoderConfig
+from epic_search.training.objective import draw_demonstrations, embed, epic_losses, info_nce
+from epic_search.training.pairs import Pair, PairSource, TrainBatch
+from epic_search.training.recipe import Objective
+
+PAIRS = [Pair("find it", f"query number {i}", f"passage number {i}", (f"wrong {i}",)) for i in range(8)]
+
+
+@pytest.fixture
+def encoder(tiny_config: EncoderConfig) -> Encoder:
+    torch.manual_seed(6)
+    encoder = Encoder.create(tiny_config, device="cpu")
+    for name, parameter in encoder.model.backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return encoder
+
+
+def batch_of(pairs: list[Pair], *, dropout: float = 0.0) -> TrainBatch:
+    source = PairSource("test", pairs, weight=1, negatives=1, instruction_dropout=dropout)
+    return source.batch(np.arange(len(pairs)), np.random.default_rng(0))
+
+
+def losses(encoder: Encoder, batch: TrainBatch, *, budget: int = 4096, **settings: object):
+    objective = Objective.model_validate(settings)
+    return epic_losses(encoder, batch, objective, rng=np.random.default_rng(1), max_length=64, token_budget=budget)
+
+
+def test_the_second_pass_trains_projectors_lora_and_first_pass(encoder: Encoder) -> None:
+    """With only the second loss left, every trained part gets a gradient: through the slots as well."""
+    result = losses(encoder, batch_of(PAIRS))
+    without = losses(encoder, batch_of(PAIRS), demonstrations=0)
+    (result.total - without.total).backward()
+    for name, parameter in encoder.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_stop_gradient_cuts_the_way_through_demonstrations(encoder: Encoder) -> None:
+    def gradient(stop: bool) -> torch.Tensor:
+        encoder.model.zero_grad()
+        losses(encoder, batch_of(PAIRS), stop_gradient=stop).total.backward()
+        return next(p.grad.clone() for n, p in encoder.model.named_parameters() if "lora_A" in n)
+
+    assert not torch.allclose(gradient(True), gradient(False), rtol=1e-3)
+
+
+def test_losses_do_not_depend_on_how_rows_are_grouped(encoder: Encoder) -> None:
+    whole, parts = (losses(encoder, batch_of(PAIRS), budget=budget) for budget in (4096, 64))
+    assert whole.total.item() == pytest.approx(parts.total.item(), abs=1e-4)
+
+
+def test_training_vectors_are_the_vectors_users_get(encoder: Encoder) -> None:
+    texts = [pair.positive for pair in PAIRS]
+    rows = [encoder.template.passage.row(ids) for ids in encoder.token_ids(texts)]
+    none = torch.empty(0, encoder.dim)
+    trained = embed(encoder, rows, encoder.context(texts), [none] * len(rows), token_budget=100)
+    np.testing.assert_allclose(trained.detach().numpy(), encoder.encode_passages(texts), atol=1e-5)
+
+
+def test_near_duplicates_are_no_negatives() -> None:
+    pairs = [
+        Pair(None, "what is a cat", "A cat is an animal."),
+        Pair(None, "cat?", "a cat is an ANIMAL"),
+        Pair(None, "dog", "What is a cat?"),
+    ]
+    allowed_QP = batch_of(pairs).allowed_QP
+    assert allowed_QP.tolist() == [[True, False, False], [False, True, True], [True, True, True]]
+
+
+def test_demonstrations_come_from_the_group_and_never_give_the_answer_away() -> None:
+    pairs = [*PAIRS, Pair("find it", "same answer", "passage number 0"), Pair("find it", "query number 1", "other")]
+    batch = batch_of(pairs, dropout=0.5)
+    assert 0 < batch.group_Q.sum() < len(pairs)
+    assert [task is None for task in batch.tasks] == (batch.group_Q == 1).tolist()
+    seen = set()
+    for seed in range(50):
+        for i, shown in enumerate(draw_demonstrations(batch, 5, np.random.default_rng(seed))):
+            seen.add(len(shown))
+            assert len(set(shown.tolist())) == len(shown)
+            for j in shown:
+                assert j != i and batch.group_Q[j] == batch.group_Q[i]
+                assert batch.passages[j] != batch.passages[i] and batch.queries[j] != batch.queries[i]
+    assert seen == {0, 1, 2, 3, 4} or seen == {0, 1, 2, 3, 4, 5}
+
+
+def test_info_nce_leaves_out_what_is_not_allowed_and_what_beats_the_positive_by_the_margin() -> None:
+    scores_QP = torch.tensor([[0.5, 0.9, 0.55], [0.1, 0.6, 0.2]])
+    allowed_QP = torch.tensor([[True, True, True], [False, True, True]])
+    objective = Objective(temperature=0.1, false_negative_margin=0.1)
+    loss, accuracy = info_nce(scores_QP, allowed_QP, objective)
+    first = -np.log(np.exp(5) / (np.exp(5) + np.exp(5.5)))
+    second = -np.log(np.exp(6) / (np.exp(6) + np.exp(2)))
+    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-4)
+    assert accuracy == 0.5
