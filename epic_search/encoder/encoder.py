@@ -165,14 +165,21 @@ class Encoder:
         vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
         return Prompt(task, tuple(demonstrations), vectors_SE)
 
-    def split(self, texts: Sequence[str], *, overlap: int | None = None) -> list[list[str]]:
-        """Each text cut into passages of at most `config.max_length` tokens, each repeating the last `overlap` tokens.
+    def split(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> list[list[str]]:
+        """Each text cut into passages that the encoder reads whole, each repeating an eighth of what it reads.
 
-        `overlap` is an eighth of `config.max_length` unless given, and less than half of it.
+        `titles`, at most half of `config.max_length` tokens each, have room left for them on a line before each
+        passage of their text; None or "" takes none.
         """
         longest = self.config.max_length
-        overlap = longest // 8 if overlap is None else overlap
-        return [spans(self._tokenizer, text, max_length=longest, overlap=overlap) for text in texts]
+        rooms = [longest] * len(texts)
+        if titles is not None:
+            taken = token_ids(self._tokenizer, [f"{title}\n" if title else "" for title in titles], max_length=longest)
+            rooms = [longest - len(ids) for ids in taken]
+        return [
+            spans(self._tokenizer, text, max_length=room, overlap=longest // 8)
+            for text, room in zip(texts, rooms, strict=True)
+        ]
 
     def token_ids(self, texts: Sequence[str], *, max_length: int | None = None) -> list[list[int]]:
         """Token ids of each text, cut at `max_length` (default: `config.max_length`)."""

@@ -11,10 +11,8 @@ from epic_search.index.corpus import Document
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
 
-# The part of a passage's tokens that it shares with the next, so that no sentence is only seen cut in two.
-OVERLAP_PART = 8
 # Part of every version: a new way of cutting makes all documents count as changed.
-CUTTING = f"1 overlap=1/{OVERLAP_PART}".encode()
+CUTTING = b"2"
 NAMESPACE = uuid.UUID("b3a1c9a4-6a0e-5d5b-9a6e-0d5d3c1f7e21")
 
 
@@ -47,26 +45,16 @@ def point_id(document_id: str, document_version: bytes, number: int) -> str:
 
 def cut(documents: Sequence[Document], encoder: "Encoder") -> list[CutDocument]:
     """Each document in passages that the encoder reads whole, each with the title in front."""
-    overlap = encoder.config.max_length // OVERLAP_PART
-    joined = encoder.split([_with_title(document, document.text) for document in documents], overlap=overlap)
-    return [_cut(document, pieces, encoder, overlap) for document, pieces in zip(documents, joined, strict=True)]
+    half = encoder.config.max_length // 2
+    title_ids = encoder.token_ids([f"{document.title}\n" for document in documents])
+    # A title that would fill most of each passage is treated as the beginning of the text.
+    titles = ["" if len(ids) > half else document.title for document, ids in zip(documents, title_ids, strict=True)]
+    texts = [d.text if title else _with_title(d.title, d.text) for d, title in zip(documents, titles, strict=True)]
+    return [
+        CutDocument(document, version(document), passages, [_with_title(title, passage) for passage in passages])
+        for document, title, passages in zip(documents, titles, encoder.split(texts, titles=titles), strict=True)
+    ]
 
 
-def _cut(document: Document, joined: list[str], encoder: "Encoder", overlap: int) -> CutDocument:
-    """One document cut; `joined`: its title and text cut as one."""
-    passages = [document.text]
-    if len(joined) > 1:
-        title_tokens = len(encoder.token_ids([_with_title(document, "")])[0])
-        if overlap + title_tokens >= encoder.config.max_length // 2:
-            # A title that would fill most of each passage is treated as the beginning of the text.
-            return CutDocument(document, version(document), joined, joined)
-        # The encoder stops reading at its limit, and the title takes part of that: overlapping by as many tokens
-        # more, the next passage begins before what the title pushes out, and what it pushes out of the last passage
-        # becomes one more.
-        passages = encoder.split([document.text], overlap=overlap + title_tokens)[0]
-        passages += encoder.split([_with_title(document, passages[-1])], overlap=overlap)[0][1:]
-    return CutDocument(document, version(document), passages, [_with_title(document, text) for text in passages])
-
-
-def _with_title(document: Document, text: str) -> str:
-    return f"{document.title}\n{text}" if document.title else text
+def _with_title(title: str, text: str) -> str:
+    return f"{title}\n{text}" if title else text

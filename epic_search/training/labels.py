@@ -88,7 +88,7 @@ class LabelSource:
         )
 
     def _triple(self, views: list[str], group: int, rng: np.random.Generator) -> tuple[int, int, int | None]:
-        """Query, positive (same label in the view) and, if one is found, a negative that agrees in another view only."""
+        """Query, positive (same label in the view) and, if found, a negative that agrees in another view only."""
         view = views[group]
         by_label, _ = self._members[view]
         # Square-root sampling: a view's commonest label must not fill the batch.

@@ -141,7 +141,7 @@ def _pair(row: dict, data: PairData, place: str) -> Pair:
     texts = [query, positive, *negatives] if isinstance(negatives, list) else [None]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(
-            f"{place}: a pair needs the texts query and positive, and a list of texts as negatives; it has {sorted(row)}"
+            f"{place}: a pair needs the texts query and positive, and a list of texts as negatives, not {sorted(row)}"
         )
     task = column("task") or data.task
     return Pair(task, query, positive, tuple(negatives))  # type: ignore[arg-type]

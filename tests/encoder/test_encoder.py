@@ -174,11 +174,13 @@ def test_special_tokens_in_a_text_are_plain_text(tiny_encoder: Encoder) -> None:
     assert 257 not in ids and len(ids) == len("a<eos>b")
 
 
-def test_split_covers_the_text_in_pieces_that_fit(tiny_encoder: Encoder) -> None:
+@pytest.mark.parametrize("title", ["", "a title"])
+def test_split_covers_the_text_in_pieces_that_fit(tiny_encoder: Encoder, title: str) -> None:
     text = " ".join(f"word{i}" for i in range(60))
-    [pieces] = tiny_encoder.split([text], overlap=8)
+    [pieces] = tiny_encoder.split([text], titles=[title])
     assert len(pieces) > 3
-    assert all(len(ids) <= 64 for ids in tiny_encoder.token_ids(pieces, max_length=1000))
+    read = [f"{title}\n{piece}" if title else piece for piece in pieces]
+    assert 50 < max(len(ids) for ids in tiny_encoder.token_ids(read, max_length=1000)) <= 64
     assert {word for piece in pieces for word in piece.split()} >= set(text.split())
     assert tiny_encoder.split(["short"]) == [["short"]]
 

@@ -49,17 +49,17 @@ class StandIn:
         vectors_SE = np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
         return Prompt(task or None, tuple(demonstrations), vectors_SE)
 
-    def split(self, texts: Sequence[str], *, overlap: int = 12) -> list[list[str]]:
-        return [self._split(text, overlap) for text in texts]
+    def split(self, texts: Sequence[str], *, titles: Sequence[str]) -> list[list[str]]:
+        return [self._split(text, len(title.split())) for text, title in zip(texts, titles, strict=True)]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [[zlib.crc32(word.encode()) for word in text.split()][: self.config.max_length] for text in texts]
 
-    def _split(self, text: str, overlap: int) -> list[str]:
-        words, length = text.split(), self.config.max_length
+    def _split(self, text: str, taken: int) -> list[str]:
+        words, length = text.split(), self.config.max_length - taken
         if len(words) <= length:
             return [text]
-        starts = range(0, len(words) - overlap, length - overlap)
+        starts = range(0, len(words) - 12, length - 12)
         return [" ".join(words[start : start + length]) for start in starts]
 
     def _vector(self, text: str) -> np.ndarray:

@@ -32,7 +32,9 @@ def test_hits_are_the_exact_order_of_the_encoders_own_scores(tiny_encoder: Encod
         prompt = tiny_encoder.prompt(task="find it", demonstrations=demonstrations)
         query_E = tiny_encoder.encode_queries(["few words"], prompt=prompt)[0]
         shown = [f"{hit.title}\n{hit.text}" if hit.title else hit.text for hit in hits]
-        np.testing.assert_allclose([hit.score for hit in hits], tiny_encoder.encode_passages(shown) @ query_E, atol=0.01)
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], tiny_encoder.encode_passages(shown) @ query_E, atol=0.01
+        )
         assert {hit.id for hit in hits} == {"short", "long", "plain"}
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         assert next(hit for hit in hits if hit.id == "short").payload == {"year": 2020}
