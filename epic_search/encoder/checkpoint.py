@@ -19,7 +19,7 @@ _PACKAGED = Path(__file__).parent.parent / "models"
 
 def registry() -> dict[str, Path]:
     """The named encoders that come with epic-search: name -> checkpoint folder."""
-    return {folder.name: folder for folder in sorted(_PACKAGED.iterdir()) if (folder / CONFIG_FILE).is_file()}
+    return {path.parent.name: path.parent for path in sorted(_PACKAGED.glob(f"*/{CONFIG_FILE}"))}
 
 
 @dataclass(frozen=True)

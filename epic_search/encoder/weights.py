@@ -169,13 +169,12 @@ def _known(known: KnownWeights) -> Path:
 
 def _from_hub(hub_id: str, *, advice: str, name: str | None = None) -> Path:
     """Download safetensors, configuration and tokenizer of `hub_id`, or find them in the hub's cache."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         folder = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_OTHER_FORMATS)
-    except (OSError, httpx.HTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+    except (OSError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         missing = f"The weights {name!r} are not installed" if name else f"There is no folder {hub_id!r}"
         raise UserError(
