@@ -33,7 +33,8 @@ def measure(encoder: Encoder, pairs: Sequence[Pair]) -> Quality:
         queries_QE = encoder.encode_queries([pair.query for pair in mine], prompt=encoder.prompt(task=task))
         scores_QP = queries_QE @ passages_PE.T
         own_Q1 = scores_QP[np.arange(len(mine)), [place[pair.positive] for pair in mine]][:, None]
-        ranks.append(1 + (scores_QP > own_Q1).sum(axis=1))
+        # Ties and scores that are no numbers count against the encoder.
+        ranks.append((~(scores_QP < own_Q1)).sum(axis=1))
     rank_Q = np.concatenate(ranks)
     gains_Q = np.where(rank_Q <= 10, 1 / np.log2(rank_Q + 1), 0.0)
     return Quality(len(pairs), float((rank_Q == 1).mean()), float(gains_Q.mean()), float((1 / rank_Q).mean()))

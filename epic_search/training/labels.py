@@ -25,7 +25,6 @@ class LabelSource:
     def __init__(self, path: Path, data: LabelData, *, weight: float) -> None:
         self.name = path.name.removesuffix(".gz").removesuffix(".jsonl")
         self.weight = weight
-        self.epochs_shuffle = False
         self._data = data
         self._texts: list[str] = []
         self._labels: list[dict[str, frozenset[str]]] = []
@@ -38,7 +37,7 @@ class LabelSource:
                 )
             sets = {view: frozenset([value] if isinstance(value, str) else value) for view, value in labels.items()}
             for view, values in sets.items():
-                for value in values:
+                for value in sorted(values):
                     members[view][value].append(len(self._texts))
             self._texts.append(row["text"])
             self._labels.append(sets)
@@ -84,6 +83,7 @@ class LabelSource:
             group_Q=group_Q,
             passages=[self._texts[i] for i in passage_ids],
             allowed_QP=allowed_QP,
+            untold_Q=~shown[group_Q],
             pairs=False,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.training.labels import LabelSource
-from epic_search.training.pairs import Pair, PairSource, TrainBatch, load_pairs
+from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare, load_pairs
 from epic_search.training.recipe import Data, expand
 
 Source = PairSource | LabelSource
@@ -76,19 +76,18 @@ def _pairs_by_name(data: Data) -> tuple[dict[str, list[Pair]], dict[str, float]]
 
 
 def _hold_out(pairs: dict[str, list[Pair]], count: int, *, seed: int) -> list[Pair]:
-    """Take `count` pairs out of the sources, evenly over all rows."""
+    """Take `count` pairs out of the sources, evenly over all rows, and every pair that shares a text with them."""
     total = sum(map(len, pairs.values()))
     if count == 0 or total == 0:
         return []
     if count > total // 2:
         raise UserError(f"heldout = {count} is more than half of the {total} pairs; lower it")
     taken = set(np.random.default_rng([seed, _HELDOUT]).choice(total, size=count, replace=False).tolist())
-    held: list[Pair] = []
-    first = 0
-    for name, rows in pairs.items():
-        held += [row for i, row in enumerate(rows, start=first) if i in taken]
-        pairs[name] = [row for i, row in enumerate(rows, start=first) if i not in taken]
-        first += len(rows)
+    rows = [row for source in pairs.values() for row in source]
+    held = [row for i, row in enumerate(rows) if i in taken]
+    texts = {bare(text) for row in held for text in (row.query, row.positive)}
+    for name, source in pairs.items():
+        pairs[name] = [row for row in source if texts.isdisjoint((bare(row.query), bare(row.positive)))]
     return held
 
 

@@ -11,25 +11,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional as F
 
 from epic_search.encoder.batching import batches
 from epic_search.encoder.encoder import Encoder
-from epic_search.training.pairs import TrainBatch
+from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; the rest are means for the log."""
+    """`total` carries the gradient; the rest is for the log, None where no query of the batch counts."""
 
     total: Tensor
-    without: float
-    with_demonstrations: float
-    distillation: float
-    accuracy_without: float
-    accuracy_with: float
+    without: float | None
+    with_demonstrations: float | None
+    distillation: float | None
+    accuracy_without: float | None
+    accuracy_with: float | None
     tokens: int
 
 
@@ -61,14 +62,17 @@ def epic_losses(
     query_QE = embed(encoder, rows_1, context_query, [none] * len(rows_1), token_budget=token_budget)
     passage_PE = embed(encoder, passage_rows, context_passage, [none] * len(passage_rows), token_budget=token_budget)
     allowed_QP = torch.from_numpy(batch.allowed_QP).to(encoder.device)
-    loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, allowed_QP, objective)
+    told_Q = ~torch.from_numpy(batch.untold_Q).to(encoder.device)
+    loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, allowed_QP, told_Q, objective)
+    total = loss_1
     tokens = sum(map(len, rows_1)) + sum(map(len, passage_rows))
 
-    distillation = torch.zeros((), device=encoder.device)
+    distillation = None
     if objective.distill_weight and batch.pairs and context_query is not None and context_passage is not None:
         distillation = distill(query_QE @ passage_PE.T, context_query @ context_passage.T, allowed_QP, objective)
+        total = total + objective.distill_weight * distillation
 
-    loss_2, accuracy_2 = torch.zeros_like(loss_1), float("nan")
+    loss_2, accuracy_2 = None, None
     if objective.demonstrations:
         shown = draw_demonstrations(batch, objective.demonstrations, rng)
         sources = (query_QE.detach(), passage_PE.detach()) if objective.stop_gradient else (query_QE, passage_PE)
@@ -76,15 +80,21 @@ def epic_losses(
         soft = [torch.stack([sources[0][d], sources[1][d]], dim=1).flatten(0, 1) for d in shown]
         rows_2 = query_rows([len(d) for d in shown])
         demonstrated_QE = embed(encoder, rows_2, context_query, soft, token_budget=token_budget)
-        visible_QP = allowed_QP.clone()
-        for i, d in enumerate(shown):
-            visible_QP[i, d] = False
-        loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, visible_QP, objective)
+        visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(encoder.device)
+        told_Q = told_Q | torch.tensor([len(d) > 0 for d in shown], device=encoder.device)
+        loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, visible_QP, told_Q, objective)
+        total = total + loss_2
         tokens += sum(map(len, rows_2))
 
-    weight = 1.0 if batch.pairs else objective.label_weight
-    total = weight * (loss_1 + loss_2) + objective.distill_weight * distillation
-    return Losses(total, loss_1.item(), loss_2.item(), distillation.item(), accuracy_1, accuracy_2, tokens)
+    return Losses(
+        total if batch.pairs else objective.label_weight * total,
+        without=loss_1.item() if accuracy_1 is not None else None,
+        with_demonstrations=loss_2.item() if loss_2 is not None and accuracy_2 is not None else None,
+        distillation=distillation.item() if distillation is not None else None,
+        accuracy_without=accuracy_1,
+        accuracy_with=accuracy_2,
+        tokens=tokens,
+    )
 
 
 def embed(
@@ -98,43 +108,63 @@ def embed(
     """(N, E) unit-length vectors of rows, in order, with gradients. Rows are grouped by length to save padding."""
     parts: list[Tensor] = []
     order: list[np.ndarray] = []
+    mixed = encoder.dtype == torch.bfloat16
     for indices in batches([len(row) for row in rows], token_budget=token_budget):
         context_BC = context_NC[torch.from_numpy(indices).to(context_NC.device)] if context_NC is not None else None
         soft_SE = torch.cat([soft[i] for i in indices])
-        parts.append(encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE))
+        # Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every
+        # activation. Scores and losses stay outside: at a temperature of 0.02, bfloat16 is a fifth of a logit coarse.
+        with (
+            torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=mixed),
+            disable_input_dtype_casting(encoder.model.backbone, active=mixed),
+        ):
+            parts.append(encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE))
         order.append(indices)
     restore = torch.from_numpy(np.argsort(np.concatenate(order))).to(parts[0].device)
     return torch.cat(parts)[restore]
 
 
 def draw_demonstrations(batch: TrainBatch, most: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """For each query 0..`most` other pairs of its group, never one with its own positive or its own query."""
+    """For each query 0..`most` other pairs of its group (at least one where only they tell the relation).
+
+    A pair that shares a text with the query's own pair is never shown: it would give the answer away.
+    """
+    own = [{bare(query), bare(passage)} for query, passage in zip(batch.queries, batch.passages, strict=False)]
     shown: list[np.ndarray] = []
-    for i, k in enumerate(rng.integers(0, most + 1, size=len(batch.queries))):
-        others = [
-            j
-            for j in np.flatnonzero(batch.group_Q == batch.group_Q[i])
-            if j != i and batch.passages[j] != batch.passages[i] and batch.queries[j] != batch.queries[i]
-        ]
+    for i, untold in enumerate(batch.untold_Q):
+        k = rng.integers(1 if untold else 0, most + 1)
+        others = [j for j in np.flatnonzero(batch.group_Q == batch.group_Q[i]) if own[i].isdisjoint(own[j])]
         shown.append(rng.permutation(np.array(others, dtype=np.int64))[:k])
     return shown
 
 
-def info_nce(scores_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> tuple[Tensor, float]:
-    """InfoNCE at `objective.temperature` and in-batch accuracy; the positive of query i is passage i.
+def demonstrated(batch: TrainBatch, shown: Sequence[np.ndarray]) -> np.ndarray:
+    """(Q, P) True where passage j stands, in these or nearly these words, in a demonstration of query i."""
+    texts = [bare(passage) for passage in batch.passages]
+    rows = [{texts[d] for d in demonstrations} for demonstrations in shown]
+    return np.array([[text in row for text in texts] for row in rows])
+
+
+def info_nce(
+    scores_QP: Tensor, allowed_QP: Tensor, told_Q: Tensor, objective: Objective
+) -> tuple[Tensor, float | None]:
+    """InfoNCE at `objective.temperature` and in-batch accuracy over the queries in `told_Q`.
+
+    The positive of query i is passage i.
 
     A candidate that scores above its positive by more than the margin is taken for a false negative (Qwen3-Embedding,
-    arXiv 2506.05176) and left out.
+    arXiv 2506.05176) and left out. Where `told_Q` holds no query the loss is 0 and there is no accuracy.
     """
-    Q = len(scores_QP)
     positive_Q1 = scores_QP.diagonal().unsqueeze(1)
     candidates_QP = allowed_QP
     if objective.false_negative_margin is not None:
         candidates_QP = allowed_QP & (scores_QP.detach() <= positive_Q1.detach() + objective.false_negative_margin)
     logits_QP = (scores_QP / objective.temperature).masked_fill(~candidates_QP, float("-inf"))
-    target_Q = torch.arange(Q, device=scores_QP.device)
-    best_Q = scores_QP.masked_fill(~allowed_QP, float("-inf")).argmax(dim=1)
-    return F.cross_entropy(logits_QP, target_Q), (best_Q == target_Q).float().mean().item()
+    losses_Q = F.cross_entropy(logits_QP, torch.arange(len(scores_QP), device=scores_QP.device), reduction="none")
+    hits_Q = scores_QP.masked_fill(~allowed_QP, float("-inf")).amax(dim=1) == positive_Q1.squeeze(1)
+    count = int(told_Q.sum())
+    accuracy = int((hits_Q & told_Q).sum()) / count if count else None
+    return (losses_Q * told_Q).sum() / max(1, count), accuracy
 
 
 def distill(scores_QP: Tensor, teacher_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> Tensor:

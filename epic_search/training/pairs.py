@@ -29,8 +29,8 @@ class TrainBatch:
     """One step's texts: Q queries, P >= Q passages of which passage i is the positive of query i.
 
     `group_Q`: demonstrations of a query come from its own group. `allowed_QP`: passages that may count for a query, its
-    positive and everything known not to be one. `pairs`: False for batches from labels, where likeness in meaning is
-    not the relation.
+    positive and everything known not to be one. `untold_Q`: queries of which only demonstrations tell what is wanted.
+    `pairs`: False for batches from labels, where likeness in meaning is not the relation.
     """
 
     source: str
@@ -39,6 +39,7 @@ class TrainBatch:
     group_Q: np.ndarray
     passages: list[str]
     allowed_QP: np.ndarray
+    untold_Q: np.ndarray
     pairs: bool
 
 
@@ -51,7 +52,6 @@ class PairSource:
         self.name = name
         self.pairs = pairs
         self.weight = weight
-        self.epochs_shuffle = True
         self._negatives = negatives
         self._dropout = instruction_dropout
 
@@ -71,6 +71,7 @@ class PairSource:
             group_Q=dropped_Q.astype(np.int64),
             passages=passages,
             allowed_QP=_not_duplicates([pair.query for pair in chosen], passages),
+            untold_Q=np.zeros(len(chosen), dtype=bool),
             pairs=True,
         )
 
@@ -83,15 +84,15 @@ def _some(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[st
 
 def _not_duplicates(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
     """(Q, P) True where passage j is the positive of query i (j = i) or says something else than it and the query."""
-    query_Q = np.array([hash(_bare(text)) for text in queries])
-    passage_P = np.array([hash(_bare(text)) for text in passages])
+    query_Q = np.array([hash(bare(text)) for text in queries])
+    passage_P = np.array([hash(bare(text)) for text in passages])
     Q = len(queries)
     allowed_QP = (passage_P[None] != passage_P[:Q, None]) & (passage_P[None] != query_Q[:, None])
     allowed_QP[np.arange(Q), np.arange(Q)] = True
     return allowed_QP
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Letters and digits only: texts that agree in these are near-duplicates."""
     return re.sub(r"\W+", " ", text.lower()).strip()
 

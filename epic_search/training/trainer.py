@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.helpers import disable_input_dtype_casting
 
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
@@ -31,17 +30,20 @@ _DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, ap
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step, for the progress display and the log. Rates are of this step; `seconds` is the time so far."""
+    """One step, for the progress display and the log. Rates are of this step; `seconds` is the time so far.
+
+    Losses and accuracies are None where no query of the batch counts for them.
+    """
 
     step: int
     steps: int
     source: str
     loss: float
-    without: float
-    with_demonstrations: float
-    distillation: float
-    accuracy_without: float
-    accuracy_with: float
+    without: float | None
+    with_demonstrations: float | None
+    distillation: float | None
+    accuracy_without: float | None
+    accuracy_with: float | None
     gradient_norm: float
     learning_rate: float
     pairs_per_second: float
@@ -160,20 +162,9 @@ def _step(
     rng = np.random.default_rng([recipe.seed, _DEMONSTRATIONS, step])
     # Dropout, where a recipe asks for it, must not depend on where the run was resumed.
     torch.manual_seed(recipe.seed + step)
-    autocast = torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=encoder.dtype == torch.bfloat16)
-    # Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every activation.
-    with (
-        autocast,
-        disable_input_dtype_casting(encoder.model.backbone, active=encoder.dtype == torch.bfloat16),
-    ):
-        losses = epic_losses(
-            encoder,
-            batch,
-            recipe.objective,
-            rng=rng,
-            max_length=recipe.data.max_length,
-            token_budget=settings.token_budget,
-        )
+    losses = epic_losses(
+        encoder, batch, recipe.objective, rng=rng, max_length=recipe.data.max_length, token_budget=settings.token_budget
+    )
     losses.total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)

@@ -1,13 +1,15 @@
 """What a training step computes: who may be a negative, who may be shown, and where gradients go."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from epic_search.encoder import Encoder
 from epic_search.encoder.config import EncoderConfig
-from epic_search.training.objective import draw_demonstrations, embed, epic_losses, info_nce
-from epic_search.training.pairs import Pair, PairSource, TrainBatch
+from epic_search.training.objective import demonstrated, draw_demonstrations, embed, epic_losses, info_nce
+from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
 from epic_search.training.recipe import Objective
 
 PAIRS = [Pair("find it", f"query number {i}", f"passage number {i}", (f"wrong {i}",)) for i in range(8)]
@@ -76,7 +78,12 @@ def test_near_duplicates_are_no_negatives() -> None:
 
 
 def test_demonstrations_come_from_the_group_and_never_give_the_answer_away() -> None:
-    pairs = [*PAIRS, Pair("find it", "same answer", "passage number 0"), Pair("find it", "query number 1", "other")]
+    pairs = [
+        *PAIRS,
+        Pair("find it", "same answer", "passage number 0"),
+        Pair("find it", "query number 1", "other"),
+        Pair("find it", "Passage, number 2", "turned round"),
+    ]
     batch = batch_of(pairs, dropout=0.5)
     assert 0 < batch.group_Q.sum() < len(pairs)
     assert [task is None for task in batch.tasks] == (batch.group_Q == 1).tolist()
@@ -87,16 +94,33 @@ def test_demonstrations_come_from_the_group_and_never_give_the_answer_away() -> 
             assert len(set(shown.tolist())) == len(shown)
             for j in shown:
                 assert j != i and batch.group_Q[j] == batch.group_Q[i]
-                assert batch.passages[j] != batch.passages[i] and batch.queries[j] != batch.queries[i]
-    assert seen == {0, 1, 2, 3, 4} or seen == {0, 1, 2, 3, 4, 5}
+                mine = {bare(batch.queries[i]), bare(batch.passages[i])}
+                assert mine.isdisjoint({bare(batch.queries[j]), bare(batch.passages[j])})
+            hidden_P = demonstrated(batch, [shown] * len(pairs))[i]
+            assert {bare(batch.passages[j]) for j in np.flatnonzero(hidden_P)} == {
+                bare(batch.passages[j]) for j in shown
+            }
+    assert seen == {0, 1, 2, 3, 4, 5}
+
+
+def test_a_query_whose_relation_is_untold_always_gets_a_demonstration() -> None:
+    batch = dataclasses.replace(batch_of(PAIRS), untold_Q=np.arange(8) % 2 == 0)
+    for seed in range(20):
+        shown = draw_demonstrations(batch, 3, np.random.default_rng(seed))
+        assert min(len(d) for d in shown[::2]) >= 1
+    assert any(len(d) == 0 for d in shown[1::2])
 
 
 def test_info_nce_leaves_out_what_is_not_allowed_and_what_beats_the_positive_by_the_margin() -> None:
     scores_QP = torch.tensor([[0.5, 0.9, 0.55], [0.1, 0.6, 0.2]])
     allowed_QP = torch.tensor([[True, True, True], [False, True, True]])
     objective = Objective(temperature=0.1, false_negative_margin=0.1)
-    loss, accuracy = info_nce(scores_QP, allowed_QP, objective)
+    loss, accuracy = info_nce(scores_QP, allowed_QP, torch.tensor([True, True]), objective)
     first = -np.log(np.exp(5) / (np.exp(5) + np.exp(5.5)))
     second = -np.log(np.exp(6) / (np.exp(6) + np.exp(2)))
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-4)
     assert accuracy == 0.5
+    told, _ = info_nce(scores_QP, allowed_QP, torch.tensor([False, True]), objective)
+    assert told.item() == pytest.approx(second, rel=1e-4)
+    nobody, _ = info_nce(scores_QP, allowed_QP, torch.tensor([False, False]), objective)
+    assert nobody.item() == 0
