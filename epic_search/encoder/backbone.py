@@ -7,7 +7,7 @@ LoRA weights live in their own folder in peft's format. For inference they are m
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel
 
-BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert")
+BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "modernbert", "xlm-roberta", "deberta-v2")
+# How peft names the modules of the model it wraps; with it, PeftModel.from_pretrained reads the folder too.
+PEFT_PREFIX = "base_model.model."
+PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Choice:
 
 
 def load_backbone(folder: Path, *, layers: int | None, dtype: torch.dtype) -> "PreTrainedModel":
-    """The decoder of a model folder, without its language-model head, with plain (sdpa) attention.
+    """The decoder of a model folder, without its language-model head, with the attention that transformers chooses.
 
     Raises UserError when the folder's architecture is unknown, not a decoder, or has fewer layers than asked for.
     """
@@ -64,9 +67,7 @@ def load_model(folder: Path, config: "PretrainedConfig", *, dtype: torch.dtype, 
     logging.set_verbosity_error()  # layers and heads that are left out on purpose would be reported as unexpected
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
-        )
+        model = AutoModel.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the weights in {folder} could not be loaded: {one_line(error)}") from error
     finally:
@@ -90,27 +91,33 @@ def one_line(error: Exception) -> str:
 
 
 def choose_layout(backbone: "PreTrainedModel", *, device: torch.device) -> Choice:
-    """Packed or padded batches for inference with this model on this device."""
+    """Packed or padded batches for this model on this device.
+
+    Packed only where every layer mixes positions through plain causal attention and nothing else (a convolution or a
+    recurrence would run across neighbouring texts): the architectures that the tests compare with padded batches.
+    """
     config = backbone.config
     if device.type != "cpu":
         return Choice("padded", f"on {device.type}, one padded call keeps the device busier than a call for each text")
-    if not backbone._supports_attention_backend:
-        return Choice("padded", f"{config.model_type} computes its attention itself")
-    if getattr(config, "sliding_window", None) or getattr(config, "attn_logit_softcapping", None):
-        return Choice("padded", f"{config.model_type} uses sliding-window or soft-capped attention")
+    if config.model_type not in PACKABLE:
+        return Choice("padded", f"{config.model_type} is not among {', '.join(PACKABLE)}")
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return Choice("padded", "some of its layers attend within a sliding window")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return Choice("padded", "its layers attend within a sliding window")
     return Choice(PACKED, "no work on padding")
 
 
-def use_layout(model: "PreTrainedModel", layout: str) -> None:
-    """Switch a model's attention to the function that reads this layout."""
+def use_layout(model: "PreTrainedModel", layout: str, *, plain: str) -> None:
+    """Switch a model's attention to the function that reads this layout; `plain` is the one for padded batches."""
     if layout == PACKED:
         register()
-    model.set_attn_implementation(PACKED if layout == PACKED else "sdpa")
+    model.set_attn_implementation(PACKED if layout == PACKED else plain)
 
 
 def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:
     """Put trainable LoRA layers into the backbone, fresh or from a folder that `save_lora` wrote."""
-    from peft import inject_adapter_in_model, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     inject_adapter_in_model(_peft_config(settings), backbone)
@@ -118,11 +125,12 @@ def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Pat
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if folder is not None:
-        result: Any = set_peft_model_state_dict(backbone, load_file(folder / LORA_WEIGHTS))
-        if result.unexpected_keys:
-            raise UserError(
-                f"the LoRA weights in {folder} do not fit this backbone, which has no {result.unexpected_keys[0]}"
-            )
+        saved = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
+        expected = get_peft_model_state_dict(backbone).keys()
+        if saved.keys() != expected:
+            odd = min(saved.keys() ^ expected)
+            raise UserError(f"the LoRA weights in {folder} do not fit this backbone: only one of them has {odd}")
+        set_peft_model_state_dict(backbone, saved)
 
 
 def save_lora(backbone: "PreTrainedModel", settings: LoraSettings, folder: Path, *, base: str) -> None:
@@ -132,7 +140,11 @@ def save_lora(backbone: "PreTrainedModel", settings: LoraSettings, folder: Path,
 
     config = _peft_config(settings)
     config.base_model_name_or_path = base
-    state = {name: value.detach().cpu().contiguous() for name, value in get_peft_model_state_dict(backbone).items()}
+    state = {
+        PEFT_PREFIX + name: value.detach().cpu().contiguous()
+        for name, value in get_peft_model_state_dict(backbone).items()
+    }
+    assert state, "this backbone has no LoRA layers of its own: were they merged?"
     save_file(state, folder / LORA_WEIGHTS)
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -147,14 +159,17 @@ def merge_lora(backbone: nn.Module, folder: Path) -> None:
         raise UserError(f"{folder} holds a LoRA variant other than plain LoRA with one rank; only that can be merged")
     scale = config["lora_alpha"] / config["r"]
     state = load_file(folder / LORA_WEIGHTS)
+    modules = dict(backbone.named_modules())
     for name_a, a_RI in state.items():
         if not name_a.endswith(".lora_A.weight"):
             continue
-        name = name_a.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
+        name = name_a.removesuffix(".lora_A.weight").removeprefix(PEFT_PREFIX)
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            raise UserError(f"the LoRA weights in {folder} do not fit this backbone, which has no linear layer {name}")
         b_OR = state[name_a.replace(".lora_A.", ".lora_B.")]
-        weight_OI = backbone.get_parameter(f"{name}.weight")
         with torch.no_grad():
-            weight_OI.copy_(weight_OI.float() + scale * (b_OR.float() @ a_RI.float()))
+            module.weight.copy_(module.weight.float() + scale * (b_OR.float() @ a_RI.float()))
 
 
 def _peft_config(settings: LoraSettings) -> "LoraConfig":

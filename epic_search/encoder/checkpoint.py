@@ -5,11 +5,20 @@ backbone and Contextual encoder; their weights are not copied.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from epic_search.encoder import weights
-from epic_search.encoder.config import CONFIG_FILE, LORA_FOLDER, LORA_WEIGHTS, PROJECTORS_FILE, EncoderConfig
+from epic_search.encoder.config import (
+    CONFIG_FILE,
+    LORA_CONFIG,
+    LORA_FOLDER,
+    LORA_WEIGHTS,
+    PROJECTORS_FILE,
+    EncoderConfig,
+)
+from epic_search.encoder.prompt import TEMPLATE
 from epic_search.errors import UserError
 
 DEFAULT_MODEL = "epic-mini"
@@ -43,13 +52,17 @@ class Checkpoint:
         return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
 
     def fingerprint(self) -> str:
-        """32 hex digits over the configuration and every byte of the weights and tokenizers."""
-        digest = hashlib.sha256(self.config.model_dump_json(exclude={"name", "backbone"}).encode())
+        """32 hex digits over the configuration, the template and every byte of weights and tokenizers.
+
+        Not over names and places: a checkpoint that was moved is the same encoder.
+        """
+        config = self.config.model_dump(exclude={"name": True, "backbone": True, "contextual": {"encoder"}})
+        digest = hashlib.sha256(json.dumps([config, TEMPLATE], sort_keys=True).encode())
         for folder in (self.backbone, self.contextual, self.folder, self.lora):
             digest.update(weights.digest(folder).encode() if folder else b"-")
-            tokenizer = folder / "tokenizer.json" if folder else None
-            if tokenizer and tokenizer.is_file():
-                digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
+            for name in ("config.json", "tokenizer.json", LORA_CONFIG):
+                if folder and (folder / name).is_file():
+                    digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
         return digest.hexdigest()[:32]
 
 

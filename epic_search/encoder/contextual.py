@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.attention import PACKED
-from epic_search.encoder.backbone import BIDIRECTIONAL, load_model, read_config, use_layout
+from epic_search.encoder.backbone import load_model, read_config, use_layout
 from epic_search.encoder.batching import batches, pack, pad
 from epic_search.encoder.tokenizer import load_tokenizer
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +37,8 @@ class ContextualEncoder(nn.Module):
 
     def use_layout(self, layout: str) -> None:
         """ "packed" or "padded"."""
-        self.layout = layout if self.model._supports_attention_backend else "padded"
-        use_layout(self.model, self.layout)
+        self.layout = layout
+        use_layout(self.model, layout, plain="sdpa")
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -60,7 +61,7 @@ class ContextualEncoder(nn.Module):
 
 
 def mean_of_rows(flat_ND: Tensor, starts_B: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(B, D) float32 mean over each row's positions, given where rows start in the flattened positions N."""
+    """(B, D) float32 means over `lengths` positions from each start, in flattened positions N."""
     device = flat_ND.device
     lengths_B = torch.tensor(lengths, device=device)
     row_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths_B)
@@ -74,6 +75,7 @@ def mean_of_rows(flat_ND: Tensor, starts_B: Tensor, lengths: Sequence[int]) -> T
 
 def _load(folder: Path, *, dtype: torch.dtype) -> "PreTrainedModel":
     config = read_config(folder)
-    # BERT's pooler is a head for classification: not used, and not in every folder.
-    headless = {"add_pooling_layer": False} if config.model_type in BIDIRECTIONAL[:3] else {}
-    return load_model(folder, config, dtype=dtype, **headless)
+    if config.model_type != "bert":
+        # Others count positions or build attention in ways of their own; a wrong vector would not be noticed.
+        raise UserError(f"{folder} holds a {config.model_type} model; a Contextual encoder must be a BERT model")
+    return load_model(folder, config, dtype=dtype, add_pooling_layer=False)

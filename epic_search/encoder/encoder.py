@@ -3,6 +3,7 @@
 Everything that needs a vector (command line, training, evaluation, index) goes through `Encoder`.
 """
 
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,13 +32,17 @@ CHUNK = 8192  # texts tokenised at a time: bounds memory on long inputs and stil
 
 
 class Encoder:
-    """A loaded encoder. `load` makes one from a checkpoint, `create` a trainable one from a configuration."""
+    """A loaded encoder. `load` makes one from a checkpoint, `create` a trainable one from a configuration.
 
-    def __init__(self, checkpoint: Checkpoint, model: EncoderModel, *, dtype: torch.dtype) -> None:
+    `fingerprint`: what exactly it is, over configuration, weights and tokenizers; the same digits, the same vectors.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: EncoderModel, *, dtype: torch.dtype, fingerprint: str) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.name = checkpoint.config.name
         self.reference = checkpoint.reference
+        self.fingerprint = fingerprint
         self.model = model
         self.dtype = dtype
         self.dim = model.dim
@@ -65,7 +70,9 @@ class Encoder:
         found = checkpoints.find(str(reference))
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
-        encoder = cls(found, build_model(found, dtype=DTYPES[precision.value]), dtype=DTYPES[precision.value])
+        weights = DTYPES[precision.value]
+        # Taken with the files just read: a folder may be written again while this encoder is in use.
+        encoder = cls(found, build_model(found, dtype=weights), dtype=weights, fingerprint=found.fingerprint())
         if found.lora is not None:
             merge_lora(encoder.model.backbone, found.lora)
         encoder.model.to(where).eval().requires_grad_(False)
@@ -87,7 +94,9 @@ class Encoder:
         """
         found = checkpoints.of_config(config, reference=config.name, folder=start)
         where = choose_device(device)
-        encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype)
+        # Its vectors change with every step, so none of them may meet another's.
+        fingerprint = f"in-training-{uuid.uuid4().hex}"
+        encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
         if config.lora is not None:
             add_lora(encoder.model.backbone, config.lora, folder=found.lora)
         encoder.model.to(where)
@@ -122,11 +131,6 @@ class Encoder:
         """Where the weights are."""
         return self.model.device
 
-    @property
-    def fingerprint(self) -> str:
-        """What exactly this encoder is, in 32 hex digits over configuration and weights: same digits, same vectors."""
-        return self.checkpoint.fingerprint()
-
     def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
         """(n, dim) float32 unit-length vectors of passages, in input order.
 
@@ -138,15 +142,24 @@ class Encoder:
     def encode_queries(
         self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
     ) -> np.ndarray:
-        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order."""
+        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order.
+
+        Raises UserError when another encoder made the prompt's vectors.
+        """
         prompt = prompt or self.prompt()
+        if prompt.demonstrations and prompt.encoder != self.fingerprint:
+            raise UserError(
+                f"the prompt's vectors are of encoder {prompt.encoder[:12]}, and this is '{self.name}' "
+                f"({self.fingerprint[:12]}); make the prompt anew with this encoder's prompt()"
+            )
         layout = self.template.query(task=prompt.task, demonstrations=len(prompt.demonstrations))
         return self._encode(texts, layout, torch.from_numpy(prompt.vectors_SE).to(self.device), progress)
 
     def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
         """A prompt with its demonstrations' vectors: queries encoded under the task alone, passages plainly.
 
-        Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context.
+        Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
+        when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
         """
         task = task.strip() or None if task else None
         layout = self.template.query(task=task, demonstrations=len(demonstrations))
@@ -157,13 +170,14 @@ class Encoder:
                 f"the {context} that {self.name} reads; shorten the task or use fewer than the "
                 f"{len(demonstrations)} demonstrations"
             )
-        empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32))
+        empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint)
         if not demonstrations:
             return empty
+        self._check_demonstrations(demonstrations)
         queries_KE = self.encode_queries([d.query for d in demonstrations], prompt=empty)
         passages_KE = self.encode_passages([d.passage for d in demonstrations])
         vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
-        return Prompt(task, tuple(demonstrations), vectors_SE)
+        return Prompt(task, tuple(demonstrations), vectors_SE, self.fingerprint)
 
     def split(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> list[list[str]]:
         """Each text cut into passages that the encoder reads whole, each repeating an eighth of what it reads.
@@ -204,6 +218,18 @@ class Encoder:
                 if progress is not None:
                     progress(len(indices))
         return out_NE
+
+    def _check_demonstrations(self, demonstrations: Sequence[Demonstration]) -> None:
+        texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
+        for i, ids in enumerate(token_ids(self._tokenizer, texts, max_length=None)):
+            what = f"the {'passage' if i % 2 else 'query'} of demonstration {i // 2 + 1}"
+            if not texts[i].strip():
+                raise UserError(f"{what} is empty; give both texts of every demonstration")
+            if len(ids) > self.config.max_length:
+                raise UserError(
+                    f"{what} takes {len(ids)} tokens, and {self.name} reads {self.config.max_length} of a text; "
+                    "shorten it"
+                )
 
     def _no_slots(self) -> Tensor:
         return torch.empty(0, self.dim, device=self.device)

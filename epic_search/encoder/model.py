@@ -16,7 +16,7 @@ from epic_search.encoder.backbone import use_layout
 from epic_search.encoder.batching import Batch, pack, pad
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
-from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT
+from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.soft_tokens import Projector
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class EncoderModel(nn.Module):
         self.backbone = backbone
         self.contextual = contextual
         self.layout = "padded"
+        self._plain_attention: str = backbone.config._attn_implementation
         width = backbone.config.hidden_size
         self.dim = 2 * width if config.pooling == "concat" else width
         norm = mean_token_norm(backbone)
@@ -51,18 +52,18 @@ class EncoderModel(nn.Module):
     def use_layout(self, layout: str) -> None:
         """ "packed" (texts end to end) or "padded" (the plain reference)."""
         self.layout = layout
-        use_layout(self.backbone, layout)
+        use_layout(self.backbone, layout, plain=self._plain_attention)
         if self.contextual is not None:
             self.contextual.use_layout(layout)
 
-    def forward(self, rows: Sequence[Sequence[int]], *, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
+    def forward(self, rows: Sequence[Row], *, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         """(B, E) float32 unit-length vectors.
 
-        `rows`: token ids with negative ids at slots; `context_BC`: one Contextual vector for each row, None without a
+        `context_BC`: one Contextual vector for each row, None without a
         Contextual encoder; `soft_SE`: vectors for the soft slots in row-major order, (0, E) if there are none.
         """
         packed = self.layout == PACKED
-        batch = (pack if packed else pad)(rows, device=self.device)
+        batch = (pack if packed else pad)([row.ids for row in rows], device=self.device)
         extra = {"lengths": batch.lengths} if packed else {}
         hidden = self.backbone(
             inputs_embeds=self._input_tokens(batch, context_BC, soft_SE),
@@ -71,7 +72,7 @@ class EncoderModel(nn.Module):
             use_cache=False,  # with a cache, transformers reads packed positions wrongly, and nothing here reuses one
             **extra,
         ).last_hidden_state
-        return F.normalize(self._pool(hidden.flatten(0, 1), batch), dim=-1)
+        return F.normalize(self._pool(hidden.flatten(0, 1), batch, rows), dim=-1)
 
     def _input_tokens(self, batch: Batch, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         tokens = self.backbone.get_input_embeddings()(batch.ids.clamp(min=0))
@@ -82,9 +83,11 @@ class EncoderModel(nn.Module):
             tokens = _fill(tokens, batch.ids == SOFT_SLOT, self.soft_tokens(soft_SE))
         return tokens
 
-    def _pool(self, flat_ND: Tensor, batch: Batch) -> Tensor:
+    def _pool(self, flat_ND: Tensor, batch: Batch, rows: Sequence[Row]) -> Tensor:
         if self.config.pooling == "mean":
-            return mean_of_rows(flat_ND, batch.starts_B, batch.lengths)
+            starts_B = batch.starts_B + torch.tensor([row.start for row in rows], device=self.device)
+            # A text without tokens is pooled at what follows it.
+            return mean_of_rows(flat_ND, starts_B, [max(1, row.stop - row.start) for row in rows])
         last_BD = flat_ND[batch.last_B].float()
         if self.config.pooling == "last":
             return last_BD

@@ -29,6 +29,7 @@ INSTRUCTION = "Instruct: {task}\n"
 QUERY = "Query:"
 RESPONSE = "\nResponse:"
 END_OF_DEMONSTRATION = "\n"
+TEMPLATE = (INSTRUCTION, QUERY, RESPONSE, END_OF_DEMONSTRATION)
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Prompt:
     """What a query is encoded with: the task's instruction and demonstrations with their vectors.
 
     `vectors_SE`: float32 (2k, dim), unit length, in the order query 1, passage 1, query 2, ...; (0, dim) for k = 0.
+    `encoder`: the fingerprint of the encoder that made them; to any other they mean nothing.
     """
 
     task: str | None
     demonstrations: tuple[Demonstration, ...]
     vectors_SE: np.ndarray
+    encoder: str
 
     def __post_init__(self) -> None:
         assert len(self.vectors_SE) == 2 * len(self.demonstrations), (
@@ -60,12 +63,12 @@ class Prompt:
         """Write the prompt to one safetensors file: the vectors as a tensor, the texts as metadata."""
         from safetensors.numpy import save_file
 
-        pairs = [[d.query, d.passage] for d in self.demonstrations]
-        save_file(
-            {"vectors": self.vectors_SE},
-            path,
-            metadata={"task": json.dumps(self.task), "demonstrations": json.dumps(pairs)},
-        )
+        metadata = {
+            "task": json.dumps(self.task),
+            "demonstrations": json.dumps([[d.query, d.passage] for d in self.demonstrations]),
+            "encoder": self.encoder,
+        }
+        save_file({"vectors": self.vectors_SE}, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> "Prompt":
@@ -77,16 +80,29 @@ class Prompt:
                 metadata = file.metadata() or {}
                 task = json.loads(metadata["task"])
                 pairs = json.loads(metadata["demonstrations"])
-                return cls(task, tuple(Demonstration(q, p) for q, p in pairs), file.get_tensor("vectors"))
+                demonstrations = tuple(Demonstration(q, p) for q, p in pairs)
+                return cls(task, demonstrations, file.get_tensor("vectors"), metadata["encoder"])
         except FileNotFoundError as error:
             raise UserError(f"the prompt file {path} is missing") from error
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is not a prompt that epic-search saved: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A complete input row: token ids, negative at slots; the text's own stand at `start` to `stop`."""
+
+    ids: list[int]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Token ids around a text. `head` holds slots as negative ids; `head + text ids + tail` is a complete input row."""
+    """Token ids around a text, negative at slots."""
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
@@ -94,9 +110,10 @@ class Layout:
     def __len__(self) -> int:
         return len(self.head) + len(self.tail)
 
-    def row(self, text_ids: Sequence[int]) -> list[int]:
+    def row(self, text_ids: Sequence[int]) -> Row:
         """The complete input row of one text."""
-        return [*self.head, *text_ids, *self.tail]
+        start = len(self.head)
+        return Row([*self.head, *text_ids, *self.tail], start, start + len(text_ids))
 
 
 class Template:

@@ -25,15 +25,15 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def token_ids(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int) -> list[list[int]]:
-    """Token ids of each text, without special tokens, cut at `max_length`."""
+def token_ids(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int | None) -> list[list[int]]:
+    """Token ids of each text, without special tokens, cut at `max_length` (None: whole)."""
     return [
         encoding.ids[:max_length] for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     ]
 
 
 def spans(tokenizer: "Tokenizer", text: str, *, max_length: int, overlap: int) -> list[str]:
-    """A text cut into pieces of at most `max_length` tokens, each repeating `overlap` tokens of the one before.
+    """A text cut into pieces of at most `max_length` tokens, each repeating about `overlap` tokens of the one before.
 
     Cuts fall on token boundaries, moved back to white space where there is some in the last quarter of a piece.
     """
@@ -47,10 +47,16 @@ def spans(tokenizer: "Tokenizer", text: str, *, max_length: int, overlap: int) -
         last = min(first + max_length, len(offsets))
         if last < len(offsets):
             last = _word_boundary(text, offsets, first + max_length * 3 // 4, last)
-        pieces.append(text[offsets[first][0] : offsets[last - 1][1]].strip())
+        piece = text[offsets[first][0] : offsets[last - 1][1]].strip()
+        # A piece by itself may read as a few more tokens than it had inside the text.
+        while (excess := len(tokenizer.encode(piece, add_special_tokens=False)) - max_length) > 0:
+            last -= excess
+            piece = text[offsets[first][0] : offsets[last - 1][1]].strip()
+        if piece:
+            pieces.append(piece)
         if last == len(offsets):
-            return [piece for piece in pieces if piece]
-        first = last - overlap
+            return pieces
+        first = max(first + 1, last - overlap)
 
 
 def _word_boundary(text: str, offsets: list[tuple[int, int]], lowest: int, last: int) -> int:

@@ -49,7 +49,8 @@ def load_prompt(folder: Path, manifest: Manifest, *, encoder: "Encoder") -> Prom
     path = folder / PROMPT_FILE
     if path.exists():
         prompt = Prompt.load(path)
-        if (prompt.task, list(prompt.demonstrations)) == (manifest.task, _texts(manifest)):
+        mine = (manifest.task, _texts(manifest), manifest.fingerprint)
+        if (prompt.task, list(prompt.demonstrations), prompt.encoder) == mine:
             return prompt
     return encoder.prompt(task=manifest.task, demonstrations=_texts(manifest))
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from epic_search.encoder.batching import batches
 from epic_search.encoder.encoder import Encoder
+from epic_search.encoder.prompt import Row
 from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
 
@@ -51,7 +52,7 @@ def epic_losses(
     ]
     none = torch.empty(0, encoder.dim, device=encoder.device)
 
-    def query_rows(demonstrations: Sequence[int]) -> list[list[int]]:
+    def query_rows(demonstrations: Sequence[int]) -> list[Row]:
         layouts = [
             encoder.template.query(task=task, demonstrations=k)
             for task, k in zip(batch.tasks, demonstrations, strict=True)
@@ -99,7 +100,7 @@ def epic_losses(
 
 def embed(
     encoder: Encoder,
-    rows: Sequence[list[int]],
+    rows: Sequence[Row],
     context_NC: Tensor | None,
     soft: Sequence[Tensor],
     *,

@@ -32,6 +32,29 @@ def test_merging_lora_equals_pefts_own_merge(
     assert changed == 2 * 7, "LoRA on all seven linear layers of both blocks"
 
 
+def test_peft_reads_the_lora_folder(tiny_encoder_folder: Path, tiny_backbone_folder: Path) -> None:
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(
+        load_backbone(tiny_backbone_folder, layers=2, dtype=torch.float32), str(tiny_encoder_folder / "lora")
+    )
+    theirs = wrapped.merge_and_unload(safe_merge=True)
+    mine = load_backbone(tiny_backbone_folder, layers=2, dtype=torch.float32)
+    merge_lora(mine, tiny_encoder_folder / "lora")
+    for name, weight in mine.named_parameters():
+        torch.testing.assert_close(weight, theirs.get_parameter(name), atol=1e-6, rtol=1e-5)
+
+
+def test_lora_of_another_backbone_is_refused(
+    tiny_encoder_folder: Path, tiny_backbone_folder: Path, tiny_config: EncoderConfig
+) -> None:
+    one_layer = load_backbone(tiny_backbone_folder, layers=1, dtype=torch.float32)
+    with pytest.raises(UserError, match=r"has no linear layer layers\.1"):
+        merge_lora(one_layer, tiny_encoder_folder / "lora")
+    with pytest.raises(UserError, match="do not fit this backbone"):
+        add_lora(one_layer, tiny_config.lora, folder=tiny_encoder_folder / "lora")
+
+
 def test_fingerprint_follows_weights_and_configuration(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     original = find(str(tiny_encoder_folder)).fingerprint()
     copy = shutil.copytree(tiny_encoder_folder, tmp_path / "copy")
@@ -101,6 +124,12 @@ def test_more_layers_than_there_are(tiny_config: EncoderConfig) -> None:
 def test_a_bidirectional_model_is_no_backbone(tiny_contextual_folder: Path) -> None:
     with pytest.raises(UserError, match="must be a decoder-only language model"):
         Encoder.load(tiny_contextual_folder)
+
+
+def test_a_contextual_encoder_must_be_bert(tiny_config: EncoderConfig, tiny_backbone_folder: Path) -> None:
+    contextual = tiny_config.contextual.model_copy(update={"encoder": str(tiny_backbone_folder)})
+    with pytest.raises(UserError, match="holds a llama model; a Contextual encoder must be a BERT model"):
+        Encoder.create(tiny_config.model_copy(update={"contextual": contextual}), device="cpu")
 
 
 @pytest.mark.parametrize(("argument", "value"), [("device", "tpu"), ("dtype", "float8")])

@@ -1,12 +1,13 @@
 """The encoder's invariants: a text's vector depends on nothing but the text, the prompt and the encoder."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from epic_search.encoder import Demonstration, Encoder, Prompt
+from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
 
@@ -139,7 +140,7 @@ def test_random_demonstration_vectors_give_another_result_than_true_ones(tiny_en
     true = tiny_encoder.prompt(demonstrations=DEMONSTRATIONS)
     random = np.random.default_rng(0).standard_normal(true.vectors_SE.shape).astype(np.float32)
     random /= np.linalg.norm(random, axis=1, keepdims=True)
-    other = Prompt(true.task, true.demonstrations, random)
+    other = dataclasses.replace(true, vectors_SE=random)
     assert (
         cosines(tiny_encoder.encode_queries(TEXTS, prompt=true), tiny_encoder.encode_queries(TEXTS, prompt=other)).max()
         < 0.9999
@@ -188,6 +189,36 @@ def test_split_covers_the_text_in_pieces_that_fit(tiny_encoder: Encoder, title: 
 def test_a_prompt_that_does_not_fit_names_both_lengths(tiny_encoder: Encoder) -> None:
     with pytest.raises(UserError, match=r"takes \d+ tokens and a query up to 64, together more than the 512"):
         tiny_encoder.prompt(task="long " * 100)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (Demonstration(query="q" * 65, passage="p"), "the query of demonstration 2 takes 65 tokens, and tiny reads 64"),
+        (Demonstration(query="q", passage="p" * 70), "the passage of demonstration 2 takes 70 tokens"),
+        (Demonstration(query=" ", passage="p"), "the query of demonstration 2 is empty"),
+    ],
+)
+def test_no_demonstration_is_cut(tiny_encoder: Encoder, pair: Demonstration, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_encoder.prompt(demonstrations=[DEMONSTRATIONS[0], pair])
+
+
+def test_another_encoders_prompt_is_refused(tiny_encoder: Encoder, tiny_config: EncoderConfig) -> None:
+    other = Encoder.create(tiny_config, device="cpu")
+    with pytest.raises(UserError, match="make the prompt anew"):
+        tiny_encoder.encode_queries(["q"], prompt=other.prompt(demonstrations=DEMONSTRATIONS))
+
+
+def test_mean_pooling_takes_the_texts_own_tokens(tiny_config: EncoderConfig, tmp_path: Path) -> None:
+    encoder = Encoder.load(saved(variants(tiny_config)["no contextual, mean, linear"], tmp_path / "e"), dtype="float32")
+    row = encoder.template.query(task="a task", demonstrations=0).row(encoder.token_ids(["abc"])[0])
+    assert row.stop - row.start == 3
+    hidden = encoder.model.backbone(torch.tensor([row.ids]), use_cache=False, lengths=[len(row)]).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(hidden[row.start : row.stop].mean(dim=0), dim=0)
+    vector_E = encoder.encode_queries(["abc"], prompt=encoder.prompt(task="a task"))[0]
+    np.testing.assert_allclose(vector_E, expected.numpy(), atol=1e-5)
+    assert np.isfinite(encoder.encode_passages([""])).all()
 
 
 def test_gradients_reach_every_trained_part_through_demonstrations(tiny_config: EncoderConfig) -> None:

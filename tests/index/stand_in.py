@@ -47,7 +47,7 @@ class StandIn:
             raise UserError("the prompt takes too many tokens")
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
         vectors_SE = np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
-        return Prompt(task or None, tuple(demonstrations), vectors_SE)
+        return Prompt(task or None, tuple(demonstrations), vectors_SE, self.fingerprint)
 
     def split(self, texts: Sequence[str], *, titles: Sequence[str]) -> list[list[str]]:
         return [self._split(text, len(title.split())) for text, title in zip(texts, titles, strict=True)]

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +253,31 @@ def test_globs_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         recipes.expand("${EPIC_SEARCH_DATA}/b*.jsonl")
     with pytest.raises(UserError, match="NOT_SET_AT_ALL, which is not set"):
         recipes.expand("${NOT_SET_AT_ALL}/x")
+
+
+def test_batches_do_not_depend_on_pythons_hash_seed(data: Path) -> None:
+    """A resumed run is a new process; sets of strings come in another order there."""
+    path = data / "labels.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["labels"]["colour"] = [row["labels"]["colour"], f"shade {number % 7}", f"tone {number % 5}"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script = (
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from epic_search.training.labels import LabelSource; from epic_search.training.recipe import LabelData\n"
+        "source = LabelSource(Path(sys.argv[1]), LabelData(files='x'), weight=1)\n"
+        "print([source.batch(np.arange(16), np.random.default_rng(s)).passages for s in range(5)])"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 1000
 
 
 def test_too_little_data_for_a_batch(recipe: Recipe, tmp_path: Path) -> None:
