@@ -61,7 +61,7 @@ def main(
                 for k in demos:
                     scores = []
                     for seed in range(seeds if k else 1):
-                        prompt = encoder.prompt(task=task, demonstrations=draw(source, k, seed))
+                        prompt = encoder.prompt(task=task, demonstrations=draw(source, k, seed, encoder))
                         hits = searcher.search([texts[query] for query in judged], k=DEPTH, prompt=prompt)
                         scores.append(evaluate(judged, [[hit.id for hit in found] for found in hits]))
                     ndcg, recall = np.array(scores).T
@@ -82,15 +82,21 @@ def main(
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def draw(source: str, k: int, seed: int) -> list[Demonstration]:
-    """k pairs of a training file."""
+def draw(source: str, k: int, seed: int, encoder: Encoder) -> list[Demonstration]:
+    """k pairs of a training file whose texts the encoder reads whole."""
     pairs = [
         pair
         for rows in load_pairs(PairData(files=str(DATA / "train" / f"{source}.jsonl.gz"))).values()
         for pair in rows
     ]
-    chosen = np.random.default_rng(seed).choice(len(pairs), size=k, replace=False)
-    return [Demonstration(query=pairs[i].query, passage=pairs[i].positive) for i in chosen]
+    shown: list[Demonstration] = []
+    for i in np.random.default_rng(seed).permutation(len(pairs)):
+        texts = [pairs[i].query, pairs[i].positive]
+        if len(shown) == k:
+            break
+        if encoder.split(texts) == [[text] for text in texts]:
+            shown.append(Demonstration(query=texts[0], passage=texts[1]))
+    return shown
 
 
 def evaluate(judged: dict[str, dict[str, int]], ranked: list[list[str]]) -> tuple[float, float]:

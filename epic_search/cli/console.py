@@ -66,7 +66,7 @@ def _interruption_hint(verb: str | None) -> str:
         case "index" | "demo":
             return "what was stored is kept; run the same command again to continue."
         case "train":
-            return "the last checkpoint is kept; add --resume to continue from it."
+            return "add --resume to continue from the last checkpoint."
         case _:
             return "run the same command again."
 

@@ -151,6 +151,8 @@ def print_report(report: "IndexReport") -> None:
         f"index {report.name!r}: {report.documents:,} documents in {report.passages:,} passages "
         f"({', '.join(changes) or 'nothing new'}) after {report.seconds:.1f} s"
     )
+    if report.prune_withheld:
+        console.note("nothing was removed: lines that cannot be used may hold documents that are stored; correct them")
     if report.skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problem_counts.items())
         console.note(f"skipped {report.skipped:,} of the lines: {kinds}")

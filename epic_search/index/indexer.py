@@ -26,6 +26,7 @@ CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
 GROUP_DOCUMENTS = 64  # looked up and cut at once
 GROUP_BYTES = 4 * 2**20
+DUPLICATE_ID = "duplicate id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class IndexReport:
     documents: int = 0
     passages: int = 0
     encoded: int = 0
+    prune_withheld: bool = False
     seconds: float = 0.0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -77,10 +79,10 @@ def index_corpus(
 ) -> IndexReport:
     """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
 
-    Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune`
-    removes those that the file does not hold. A task or demonstrations given here stay with the index; None
-    keeps what it has, "" or [] clears it. Raises UserError for what a user can put right; nothing stored is
-    lost by that.
+    Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune` removes
+    those that the file does not hold (not while some of its lines cannot be read). A task or demonstrations given
+    here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
+    right; nothing stored is lost by that.
     """
     folder = target_folder(name, home)
     manifest = _manifest(folder, encoder)
@@ -164,13 +166,17 @@ class _Run:
         report, start = self.report, time.monotonic()
         for chunk in self._chunks(documents):
             self._store(chunk)
-        if prune:
+        # A line that could not be read may hold a document that is stored: it is not known to be gone.
+        report.prune_withheld = prune and bool(self.corpus.problems.counts.keys() - {DUPLICATE_ID})
+        if prune and not report.prune_withheld:
             report.removed = self.contents.remove_unseen()
         if report.encoded or report.removed or not was_complete:
             self._tell("optimize")
             self.contents.optimize()
         self.manifest.status = "complete"
-        self.manifest.fields = sorted(self.fields if prune else self.fields.union(self.manifest.fields))
+        self.manifest.fields = sorted(
+            self.fields if prune and not report.prune_withheld else self.fields.union(self.manifest.fields)
+        )
         self._save_manifest()
         report.documents, report.passages = self.contents.documents, self.contents.passages
         report.problem_counts = dict(self.corpus.problems.counts)
@@ -207,7 +213,7 @@ class _Run:
             if self.contents.first_sight(document.id):
                 fresh.append(document)
             else:
-                self.corpus.skip(Problem(document.line, "duplicate id", f"'{document.id}'"))
+                self.corpus.skip(Problem(document.line, DUPLICATE_ID, f"'{document.id}'"))
         stored = self.contents.versions([document.id for document in fresh])
         changed = [document for document in fresh if stored.get(document.id) != version(document)]
         self.report.unchanged += len(fresh) - len(changed)

@@ -30,12 +30,7 @@ class LabelSource:
         self._labels: list[dict[str, frozenset[str]]] = []
         members: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, row in read_jsonl(path):
-            labels = row.get("labels")
-            if not isinstance(row.get("text"), str) or not isinstance(labels, dict):
-                raise UserError(
-                    f"{path}, line {number}: expected {{text, labels: {{view: label}}}}, found {sorted(row)}"
-                )
-            sets = {view: frozenset([value] if isinstance(value, str) else value) for view, value in labels.items()}
+            sets = _label_sets(row, f"{path}, line {number}")
             for view, values in sets.items():
                 for value in sorted(values):
                     members[view][value].append(len(self._texts))
@@ -57,9 +52,8 @@ class LabelSource:
         kept = {label: np.array(texts) for label, texts in by_label.items() if len(texts) >= 2}
         return kept, sum(map(len, kept.values())) if len(kept) >= 2 else 0
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> TrainBatch:
-        """A batch of `len(indices)` queries drawn by `rng`; which texts they are does not depend on `indices`."""
-        Q = len(indices)
+    def batch(self, Q: int, rng: np.random.Generator) -> TrainBatch:
+        """A batch of Q queries drawn by `rng`."""
         views = list(rng.choice(self._views, size=min(self._data.views_per_batch, len(self._views)), replace=False))
         group_Q = np.sort(rng.integers(len(views), size=Q))
         shown = rng.random(len(views)) >= self._data.instruction_dropout
@@ -105,3 +99,12 @@ class LabelSource:
                     if theirs is not None and not theirs & mine[view]:
                         return query, positive, int(candidate)
         return query, positive, None
+
+
+def _label_sets(row: dict, place: str) -> dict[str, frozenset[str]]:
+    labels = row.get("labels")
+    if isinstance(row.get("text"), str) and isinstance(labels, dict):
+        lists = {view: [value] if isinstance(value, str) else value for view, value in labels.items()}
+        if all(isinstance(values, list) and all(isinstance(v, str) for v in values) for values in lists.values()):
+            return {view: frozenset(values) for view, values in lists.items()}
+    raise UserError(f"{place}: expected {{text, labels: {{view: label or [labels]}}}}, all of them texts")

@@ -55,12 +55,13 @@ class Mixture:
         which = int(self._schedule[step])
         source = self.sources[which]
         rng = np.random.default_rng([self._seed, _BATCH, step])
+        if isinstance(source, LabelSource):
+            return source.batch(self._batch_size, rng)
         return source.batch(self._rows(which, int(self._turns[step]), len(source)), rng)
 
     def _rows(self, which: int, turn: int, size: int) -> np.ndarray:
         """Row numbers for a source's nth batch: epochs of fresh permutations, whole batches only."""
-        batches = max(1, size // self._batch_size)
-        epoch, place = divmod(turn, batches)
+        epoch, place = divmod(turn, size // self._batch_size)
         order = np.random.default_rng([self._seed, _ROWS, which, epoch]).permutation(size)
         return order[place * self._batch_size : (place + 1) * self._batch_size]
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def _pair(row: dict, data: PairData, place: str) -> Pair:
             f"{place}: a pair needs the texts query and positive, and a list of texts as negatives, not {sorted(row)}"
         )
     task = column("task") or data.task
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"{place}: the task of a pair must be a text, not {task!r}")
     return Pair(task, query, positive, tuple(negatives))  # type: ignore[arg-type]
 
 
@@ -154,11 +157,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: expected a JSON object")
                 yield number, row
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error

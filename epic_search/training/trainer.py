@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
@@ -75,7 +76,7 @@ def train(
 
     Raises UserError when `out` holds a run and `resume` is off, or a run of another recipe.
     """
-    _open_run(recipe, out, resume=resume)
+    _check_run(recipe, out, resume=resume)
     settings = recipe.optimizer
     say(f"reading the training data of '{recipe.name}'")
     mixture = Mixture(recipe.data, batch_size=settings.batch_size, steps=settings.steps, seed=recipe.seed)
@@ -89,6 +90,8 @@ def train(
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
     encoder = Encoder.create(config, start=state or start, device=device, dtype=DTYPES[precision.value])
+    # Only now, so that a mistake in the recipe leaves nothing behind.
+    _begin_run(recipe, out)
     optimizer = make_optimizer(encoder, settings)
     progress = Progress()
     if state is not None:
@@ -100,7 +103,10 @@ def train(
 
     _run(recipe, encoder, optimizer, mixture, progress, out=out, report=report)
     replace_folder(out / RESULT, encoder.save)
-    after = measure(Encoder.load(out / RESULT, device=device), mixture.heldout) if mixture.heldout else None
+    after = None
+    if mixture.heldout:
+        say(f"measuring on {len(mixture.heldout)} held-out pairs")
+        after = measure(Encoder.load(out / RESULT, device=device, dtype=settings.precision), mixture.heldout)
     return TrainResult(out / RESULT, settings.steps, progress.seconds, progress.before, after)
 
 
@@ -170,8 +176,8 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
     if not torch.isfinite(norm):
         raise UserError(
-            f"the gradient of step {step + 1} ({batch.source}) is not finite; lower the learning rates or use "
-            "precision = 'float32', then resume from the last checkpoint"
+            f"the gradient of step {step + 1} ({batch.source}) is not finite; start a new run with lower learning "
+            "rates or precision = 'float32'"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -191,21 +197,31 @@ def _step(
     }
 
 
-def _open_run(recipe: Recipe, out: Path, *, resume: bool) -> None:
-    """Make the run folder, or check that the one there is this recipe's."""
+def _check_run(recipe: Recipe, out: Path, *, resume: bool) -> None:
+    """Raise UserError when `out` holds a run that must not be continued with this recipe."""
     path = out / RECIPE
-    if path.is_file():
-        if not resume:
-            raise UserError(
-                f"{out} already holds a run; continue it with --resume, or choose another folder with --out"
-            )
-        if Recipe.model_validate_json(path.read_text(encoding="utf-8")) != recipe:
-            raise UserError(
-                f"{out} holds a run of another recipe (see {path}); resume it with that recipe or choose another --out"
-            )
+    if not path.is_file():
+        if resume:
+            raise UserError(f"{out} holds no run to resume; leave out --resume to begin one there, or correct --out")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if not resume:
+        raise UserError(f"{out} already holds a run; continue it with --resume, or choose another folder with --out")
+    try:
+        same = Recipe.model_validate_json(path.read_text(encoding="utf-8")) == recipe
+    except (ValidationError, UnicodeDecodeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{out} holds a run of another recipe (see {path}); resume it with that recipe or choose another --out"
+        )
+
+
+def _begin_run(recipe: Recipe, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the run folder {out} cannot be written: {error.strerror}; choose another --out") from error
 
 
 def _origin(recipe: Recipe) -> tuple[EncoderConfig, Path | None]:

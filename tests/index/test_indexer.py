@@ -284,3 +284,15 @@ def test_pipe_as_corpus(corpus, encoder, home, tmp_path):
     report = index_corpus(pipe, name="test", encoder=encoder, home=home)
     writer.join()
     assert report.documents == 50
+
+
+def test_a_line_that_cannot_be_read_is_not_a_document_that_is_gone(corpus, encoder, home):
+    index_corpus(corpus(3), name="test", encoder=encoder, home=home)
+    path = corpus(3)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:-1]]) + "\n")
+    report = index_corpus(path, name="test", encoder=encoder, home=home, prune=True)
+    assert (report.removed, report.documents, report.prune_withheld) == (0, 3, True)
+    path.write_text("\n".join([lines[0], lines[0], lines[1]]) + "\n")
+    report = index_corpus(path, name="test", encoder=encoder, home=home, prune=True)
+    assert (report.removed, report.documents, report.prune_withheld) == (1, 2, False)

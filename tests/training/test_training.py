@@ -155,7 +155,7 @@ def test_label_batches_hold_conflicting_relations(data: Path) -> None:
     source = LabelSource(data / "labels.jsonl", LabelData(files="x", instruction_dropout=0.5), weight=1)
     conflicts = 0
     for seed in range(10):
-        batch = source.batch(np.arange(16), np.random.default_rng(seed))
+        batch = source.batch(16, np.random.default_rng(seed))
         for i, (query, group) in enumerate(zip(batch.queries, batch.group_Q, strict=True)):
             words = query.split()[:2]
             shared = [k for k in (0, 1) if batch.passages[i].split()[k] == words[k]]
@@ -266,7 +266,7 @@ def test_batches_do_not_depend_on_pythons_hash_seed(data: Path) -> None:
         "import sys, numpy as np; from pathlib import Path\n"
         "from epic_search.training.labels import LabelSource; from epic_search.training.recipe import LabelData\n"
         "source = LabelSource(Path(sys.argv[1]), LabelData(files='x'), weight=1)\n"
-        "print([source.batch(np.arange(16), np.random.default_rng(s)).passages for s in range(5)])"
+        "print([source.batch(16, np.random.default_rng(s)).passages for s in range(5)])"
     )
     outputs = [
         subprocess.run(
@@ -299,3 +299,29 @@ def test_a_killed_checkpoint_write_leaves_the_last_one(recipe: Recipe, tmp_path:
     rows: list[StepReport] = []
     train(recipe, out=tmp_path / "run", device="cpu", resume=True, report=rows.append)
     assert rows[0].step == 3
+
+
+@pytest.mark.parametrize(
+    "labels", [3, {"view": 3}, {"view": ["a", None]}, None], ids=["number", "number in view", "null", "none"]
+)
+def test_wrong_labels_name_their_line(tmp_path: Path, labels: object) -> None:
+    (tmp_path / "l.jsonl").write_text(json.dumps({"text": "t", "labels": labels}) + "\n")
+    with pytest.raises(UserError, match="line 1: expected"):
+        LabelSource(tmp_path / "l.jsonl", LabelData(files="x"), weight=1)
+
+
+def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"query": "a", "positive": "b"}).encode() * 1000)
+    for name, content in {"cut": whole[:-20], "garbled": whole[:20] + b"\xff" * 20 + whole[40:]}.items():
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot be read|not JSON"):
+            load_pairs(PairData(files=str(tmp_path / f"{name}.jsonl.gz")))
+
+
+def test_a_mistake_in_the_data_leaves_no_run_behind(recipe: Recipe, tmp_path: Path) -> None:
+    wrong = recipe.model_copy(update={"data": recipe.data.model_copy(update={"heldout": 39})})
+    with pytest.raises(UserError, match="more than half"):
+        train(wrong, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="holds no run to resume"):
+        train(recipe, out=tmp_path / "run", device="cpu", resume=True)
