@@ -6,8 +6,8 @@ Passages are texts of known class, encoded once and without a prompt. Queries ar
 demonstration is a pair of texts of one class, the classes in turn. Two measures: precision@10 (share of the ten
 nearest passages that have the query's class) and the accuracy of the nearest class mean with 8 passages a class.
 Controls: "shuffled" pairs each query text with a passage of another class; "wrong task" shows pairs of another set;
-"random" puts random unit vectors in the slots. Each condition with and without the instruction; mean and range over --seeds draws of passages, queries and
-demonstrations. Data: EPIC_SEARCH_DATA (default ../shared/data).
+"random" puts random unit vectors in the slots. Each condition with and without the instruction; mean and range over
+--seeds draws of passages, queries and demonstrations. Data: EPIC_SEARCH_DATA (default ../shared/data).
 """
 
 import dataclasses

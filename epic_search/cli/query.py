@@ -14,8 +14,7 @@ from epic_search.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from epic_search.encoder import Demonstration, Prompt
-    from epic_search.index import Hit, Searcher
+    from epic_search.index import Hit
 
 
 def query(
@@ -55,6 +54,7 @@ def query(
     """
     from epic_search.index import Searcher
     from epic_search.index import home as default_home
+    from epic_search.index.prompts import new_prompt
 
     if not text.strip():
         raise UserError("the query is empty; give some words to search for")
@@ -63,7 +63,8 @@ def query(
     name = index or latest_index(folder)
     loaded = load_encoder(encoder or made_by(name, folder), device=device, dtype=dtype)
     with Searcher.open(name, home=folder, encoder=loaded) as searcher:
-        hits = searcher.search([text], k=k, prompt=_prompt(searcher, task=task, demonstrations=demonstrations))[0]
+        prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=task, demonstrations=demonstrations)
+        hits = searcher.search([text], k=k, prompt=prompt)[0]
     if json:
         console.print_json({"index": name, "query": text, "hits": as_json(hits)})
     else:
@@ -94,16 +95,3 @@ def made_by(name: str, folder: Path) -> str:
     from epic_search.index.manifest import Manifest
 
     return Manifest.load(existing_index(name, folder)).encoder
-
-
-def _prompt(
-    searcher: "Searcher", *, task: str | None, demonstrations: "Sequence[Demonstration] | None"
-) -> "Prompt | None":
-    """The prompt for this query where something replaces the index's own, else None."""
-    if task is None and demonstrations is None:
-        return None
-    stored = searcher.prompt
-    return searcher.encoder.prompt(
-        task=stored.task if task is None else task,
-        demonstrations=stored.demonstrations if demonstrations is None else demonstrations,
-    )

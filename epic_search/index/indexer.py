@@ -106,22 +106,11 @@ def index_corpus(
         corpus.close()
 
 
-def require_encoder(manifest: Manifest, encoder: "Encoder") -> None:
-    """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
-    fingerprint = encoder.fingerprint
-    if manifest.fingerprint != fingerprint:
-        raise UserError(
-            f"index '{manifest.name}' was made by encoder '{manifest.encoder}' (fingerprint "
-            f"{manifest.fingerprint[:12]}), and this is '{encoder.name}' (fingerprint {fingerprint[:12]}); "
-            "use that encoder, or index under another name"
-        )
-
-
 def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
     if not (folder / MANIFEST_FILE).exists():
         return Manifest(name=folder.name, encoder=encoder.reference, fingerprint=encoder.fingerprint, dim=encoder.dim)
     manifest = Manifest.load(folder)
-    require_encoder(manifest, encoder)
+    manifest.require_encoder(encoder)
     return manifest
 
 

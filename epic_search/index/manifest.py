@@ -5,13 +5,16 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Encoder
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -74,6 +77,15 @@ class Manifest(BaseModel):
             raise UserError(
                 f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
             ) from error
+
+    def require_encoder(self, encoder: "Encoder") -> None:
+        """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
+        if self.fingerprint != encoder.fingerprint:
+            raise UserError(
+                f"index '{self.name}' was made by encoder '{self.encoder}' (fingerprint {self.fingerprint[:12]}), and "
+                f"this is '{encoder.name}' (fingerprint {encoder.fingerprint[:12]}); use that encoder, or index under "
+                "another name"
+            )
 
     def save(self, folder: Path) -> None:
         """Write the manifest so that a crash leaves the old one or the new one, never half of one."""

@@ -12,7 +12,6 @@ import numpy as np
 from epic_search.errors import UserError
 from epic_search.index.contents import Contents
 from epic_search.index.folder import existing_index
-from epic_search.index.indexer import require_encoder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.prompts import load_prompt
@@ -60,12 +59,12 @@ class Searcher:
             from epic_search.encoder import Encoder
 
             encoder = Encoder.load(manifest.encoder)
-        require_encoder(manifest, encoder)
+        manifest.require_encoder(encoder)
         # The lock comes after the slow part, so that it is held for a short time only.
         with ExitStack() as opened:
             lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
             manifest = Manifest.load(folder)
-            require_encoder(manifest, encoder)
+            manifest.require_encoder(encoder)
             prompt = load_prompt(folder, manifest, encoder=encoder)
             contents = opened.enter_context(Contents(folder, manifest, lock=lock))
             opened.pop_all()
