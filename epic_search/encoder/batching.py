@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def token_budget(device: torch.device) -> int:
+    """Tokens in a batch for inference: what keeps a CPU's activations in its cache, and a GPU busy."""
+    return 4096 if device.type == "cpu" else 32768
+
+
 def batches(lengths: Sequence[int], *, token_budget: int) -> Iterator[np.ndarray]:
     """Indices of rows, longest first, in batches whose padded size stays within the budget.
 

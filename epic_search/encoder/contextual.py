@@ -14,14 +14,12 @@ from torch.nn import functional as F
 
 from epic_search.encoder.attention import PACKED
 from epic_search.encoder.backbone import load_model, read_config, use_layout
-from epic_search.encoder.batching import batches, pack, pad
+from epic_search.encoder.batching import batches, pack, pad, token_budget
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 
 
 class ContextualEncoder(nn.Module):
@@ -46,7 +44,7 @@ class ContextualEncoder(nn.Module):
         device = next(self.model.parameters()).device
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         out_NC = torch.empty(len(rows), self.width, device=device)
-        for indices in batches([len(row) for row in rows], token_budget=TOKEN_BUDGET.get(device.type, 4096)):
+        for indices in batches([len(row) for row in rows], token_budget=token_budget(device)):
             out_NC[torch.from_numpy(indices).to(device)] = self._forward([rows[i] for i in indices], device)
         return out_NC
 

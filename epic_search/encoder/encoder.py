@@ -14,7 +14,7 @@ from torch import Tensor
 
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.backbone import Choice, add_lora, choose_layout, load_backbone, merge_lora, save_lora
-from epic_search.encoder.batching import batches
+from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import Checkpoint
 from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder
@@ -27,7 +27,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Progress = Callable[[int], None]
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 32768}
 CHUNK = 8192  # texts tokenised at a time: bounds memory on long inputs and still leaves much to sort
 
 
@@ -206,11 +205,10 @@ class Encoder:
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, progress: Progress | None) -> np.ndarray:
         out_NE = np.empty((len(texts), self.dim), dtype=np.float32)
-        budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         for first in range(0, len(texts), CHUNK):
             chunk = texts[first : first + CHUNK]
             rows = [layout.row(ids) for ids in self.token_ids(chunk)]
-            for indices in batches([len(row) for row in rows], token_budget=budget):
+            for indices in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
                 context_BC = self.context([chunk[i] for i in indices])
                 slots_SE = soft_SE.repeat(len(indices), 1)
                 vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
