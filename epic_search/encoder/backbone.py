@@ -52,7 +52,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"{folder} has no model configuration that transformers can read: {one_line(error)}") from error
 
@@ -67,7 +67,9 @@ def load_model(folder: Path, config: "PretrainedConfig", *, dtype: torch.dtype, 
     logging.set_verbosity_error()  # layers and heads that are left out on purpose would be reported as unexpected
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **options)
+        model = AutoModel.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the weights in {folder} could not be loaded: {one_line(error)}") from error
     finally:

@@ -134,7 +134,7 @@ class Encoder:
         """(n, dim) float32 unit-length vectors of passages, in input order.
 
         Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
-        with the number of texts done since its last call.
+        with the number of texts done since its last call. Raises UserError for a vector that is not finite.
         """
         return self._encode(texts, self.template.passage, self._no_slots(), progress)
 
@@ -212,7 +212,14 @@ class Encoder:
                 context_BC = self.context([chunk[i] for i in indices])
                 slots_SE = soft_SE.repeat(len(indices), 1)
                 vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
-                out_NE[first + indices] = vectors_BE.float().cpu().numpy()
+                finite_B = vectors_BE.isfinite().all(dim=1).tolist()
+                if not all(finite_B):
+                    text = chunk[indices[finite_B.index(False)]]
+                    raise UserError(
+                        f"encoder '{self.name}' made a vector that is not finite from the text '{text[:80]}'; "
+                        "load it in float32, and if that does not help, its weights are damaged"
+                    )
+                out_NE[first + indices] = vectors_BE.cpu().numpy()
                 if progress is not None:
                     progress(len(indices))
         return out_NE

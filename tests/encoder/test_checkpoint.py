@@ -155,3 +155,12 @@ def test_a_damaged_prompt_file_is_refused(tmp_path: Path, content: bytes | None)
         path.write_bytes(content)
     with pytest.raises(UserError, match=str(path)):
         Prompt.load(path)
+
+
+def test_code_from_a_model_folder_is_never_run(tmp_path: Path, tiny_backbone_folder: Path) -> None:
+    folder = shutil.copytree(tiny_backbone_folder, tmp_path / "remote")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "new", "auto_map": {"AutoConfig": "evil.Config"}}))
+    with pytest.raises(UserError, match="no model configuration that transformers can read"):
+        Encoder.load(folder)
+    assert not (tmp_path / "ran").exists()

@@ -210,6 +210,15 @@ def test_another_encoders_prompt_is_refused(tiny_encoder: Encoder, tiny_config: 
         tiny_encoder.encode_queries(["q"], prompt=other.prompt(demonstrations=DEMONSTRATIONS))
 
 
+def test_a_vector_that_is_not_finite_is_an_error_that_names_the_text(tiny_encoder_folder: Path) -> None:
+    encoder = Encoder.load(tiny_encoder_folder, device="cpu", dtype="float32")
+    with torch.no_grad():
+        encoder.model.backbone.get_input_embeddings().weight[ord("z") - 33] = float("nan")
+    assert encoder.encode_passages(["abc"]).shape == (1, 64)
+    with pytest.raises(UserError, match="not finite from the text 'a z'"):
+        encoder.encode_passages(["abc", "a z"])
+
+
 def test_mean_pooling_takes_the_texts_own_tokens(tiny_config: EncoderConfig, tmp_path: Path) -> None:
     encoder = Encoder.load(saved(variants(tiny_config)["no contextual, mean, linear"], tmp_path / "e"), dtype="float32")
     row = encoder.template.query(task="a task", demonstrations=0).row(encoder.token_ids(["abc"])[0])
