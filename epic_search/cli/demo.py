@@ -91,6 +91,8 @@ def demo(
     for shown, name in DEMONSTRATIONS:
         print(f'   for "{shown}", {name} is right')
     _show(f"{TAUGHT_QUESTION} (two demonstrations)", taught, query=TAUGHT_QUESTION)
+    same = [hit.id for hit in without] == [hit.id for hit in taught]
+    print(f"\nThe demonstrations {'did not change the order of these hits' if same else 'changed the hits'}.")
     _next_steps(count, len(found), corpus)
 
 

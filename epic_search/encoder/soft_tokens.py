@@ -54,10 +54,8 @@ def _isometric_mlp(width_in: int, width_out: int) -> nn.Sequential:
     second = isometry if width_in <= width_out else torch.eye(width_out)
     expand, contract = nn.Linear(width_in, 2 * narrow), nn.Linear(2 * narrow, width_out)
     with torch.no_grad():
-        # gelu is nearly linear around 0, where unit vectors of this width live; the scale keeps gradients through
-        # both layers alike and cancels exactly.
-        expand.weight.copy_(torch.cat([first, -first]) * math.sqrt(width_in))
-        contract.weight.copy_(torch.cat([second, -second], dim=1) / math.sqrt(width_in))
+        expand.weight.copy_(torch.cat([first, -first]))
+        contract.weight.copy_(torch.cat([second, -second], dim=1))
         expand.bias.zero_()
         contract.bias.zero_()
     return nn.Sequential(expand, nn.GELU(), contract)

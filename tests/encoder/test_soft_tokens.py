@@ -6,6 +6,7 @@ import torch
 
 from epic_search.encoder.batching import batches, pack, pad
 from epic_search.encoder.soft_tokens import Projector
+from epic_search.training.recipe import Optimizer
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -46,3 +47,21 @@ def test_packed_and_padded_rows_hold_the_same_tokens() -> None:
     assert padded.mask_BL.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     for batch in (packed, padded):
         assert batch.ids.flatten()[batch.last_B].tolist() == [3, 4, 6]
+
+
+def test_projectors_stay_near_token_embeddings_in_the_first_steps() -> None:
+    """At the default rate: a rate ten times higher turns all soft tokens into one huge vector within twenty steps."""
+    rate = Optimizer(steps=1).projector_learning_rate
+    torch.manual_seed(0)
+    projector = Projector("mlp", 1152, 576, token_norm=3.0)
+    vectors = torch.nn.functional.normalize(torch.randn(32, 1152), dim=-1)
+    direction = torch.randn(576)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=rate, weight_decay=0.0)
+    for _ in range(20):  # the gradient that moves a projector most: the same for every vector
+        optimizer.zero_grad()
+        (-projector(vectors) @ direction).mean().backward()
+        optimizer.step()
+    tokens = projector(vectors).detach()
+    unit = torch.nn.functional.normalize(tokens, dim=-1)
+    assert tokens.norm(dim=-1).mean() < 6.0
+    assert ((unit @ unit.T).sum() - 32) / (32 * 31) < 0.6
