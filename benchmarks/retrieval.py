@@ -4,7 +4,8 @@
 
 Prints nDCG@10 and recall@100 for each set and number of demonstrations (mean and range over --seeds draws), and writes
 JSON with --out. Data: EPIC_SEARCH_DATA (default ../shared/data). The sets have no training queries, so demonstrations
-are pairs of a training file with a like task, never of the set itself.
+are pairs of a training file with a like task, never of the set itself. --contextual-alone measures the frozen Contextual
+Contextual encoder by itself on the same passages: what training starts from.
 """
 
 import csv
@@ -13,13 +14,14 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from epic_search.encoder import Demonstration, Encoder
+from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.index import Searcher, index_corpus
 from epic_search.training.pairs import load_pairs
 from epic_search.training.recipe import PairData
@@ -42,10 +44,13 @@ def main(
     demos: Annotated[list[int], typer.Option(help="Numbers of demonstrations.")] = [0, 4],  # noqa: B006
     seeds: int = 3,
     dtype: str = "auto",
+    contextual_alone: bool = False,
     out: Path | None = None,
 ) -> None:
     """Measure one encoder on BEIR folders."""
     encoder = Encoder.load(model, dtype=dtype)  # type: ignore[arg-type]
+    if contextual_alone:
+        encoder, demos = ContextualAlone(encoder), [0]  # type: ignore[assignment]
     results = []
     with tempfile.TemporaryDirectory() as home:
         for name in sets:
@@ -80,6 +85,29 @@ def main(
                     )
     if out is not None:
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+class ContextualAlone:
+    """The Contextual encoder's own vectors behind the encoder's face; prompts do nothing."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.name = self.reference = f"contextual encoder of {encoder.name}"
+        self.fingerprint = f"contextual-{encoder.fingerprint}"
+        self.config, self.split, self.token_ids = encoder.config, encoder.split, encoder.token_ids
+        self.dim = encoder.context([""]).shape[1]  # type: ignore[union-attr]
+
+    def encode_passages(self, texts: list[str], *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+        vectors_NC = self._encoder.context(texts).cpu().numpy()  # type: ignore[union-attr]
+        if progress is not None:
+            progress(len(texts))
+        return vectors_NC
+
+    def encode_queries(self, texts: list[str], *, prompt: Prompt | None = None) -> np.ndarray:
+        return self.encode_passages(texts)
+
+    def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
+        return Prompt(None, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint)
 
 
 def draw(source: str, k: int, seed: int, encoder: Encoder) -> list[Demonstration]:
