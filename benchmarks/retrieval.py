@@ -4,7 +4,7 @@
 
 Prints nDCG@10 and recall@100 for each set and number of demonstrations (mean and range over --seeds draws), and writes
 JSON with --out. Data: EPIC_SEARCH_DATA (default ../shared/data). The sets have no training queries, so demonstrations
-are pairs of a training file with a like task, never of the set itself. --contextual-alone measures the frozen Contextual
+are pairs of a training file with a like task, never of the set itself. --contextual-alone measures the frozen
 Contextual encoder by itself on the same passages: what training starts from.
 """
 
