@@ -164,10 +164,10 @@ class Encoder:
         layout = self.template.query(task=task, demonstrations=len(demonstrations))
         context = self.model.backbone.config.max_position_embeddings
         if len(layout) + self.config.max_length > context:
+            remedy = f"shorten the task or use fewer than {len(demonstrations)} demonstrations"
             raise UserError(
                 f"the prompt takes {len(layout)} tokens and a query up to {self.config.max_length}, together more than "
-                f"the {context} that {self.name} reads; shorten the task or use fewer than the "
-                f"{len(demonstrations)} demonstrations"
+                f"the {context} that {self.name} reads; {remedy if demonstrations else 'shorten the task'}"
             )
         empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint)
         if not demonstrations:
