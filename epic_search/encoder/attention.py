@@ -42,8 +42,7 @@ def packed_attention(
     assert attention_mask is None and sum(lengths) == query_1HTD.shape[2], (sum(lengths), query_1HTD.shape)
     assert not getattr(module, "sliding_window", None), "choose_layout keeps sliding-window models padded"
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    H, T, D = query_1HTD.shape[1:]
-    out_1THD = query_1HTD.new_empty(1, T, H, D) if not torch.is_grad_enabled() else None
+    H = query_1HTD.shape[1]
     parts: list[Tensor] = []
     for start, length, count in _runs(lengths):
         end = start + length * count
@@ -51,12 +50,8 @@ def packed_attention(
             x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD)
         )
         part = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling, enable_gqa=k.shape[1] != H)
-        part_THD = part.transpose(1, 2).flatten(0, 1)
-        if out_1THD is None:
-            parts.append(part_THD)
-        else:
-            out_1THD[0, start:end] = part_THD
-    return (torch.cat(parts).unsqueeze(0) if out_1THD is None else out_1THD), None
+        parts.append(part.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts).unsqueeze(0), None
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from epic_search.encoder.attention import PACKED
 
 
 def token_budget(device: torch.device) -> int:
@@ -42,9 +45,20 @@ class Batch:
     mask_BL: Tensor | None
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What a model needs besides the ids: positions, and the mask or, for packed attention, the lengths."""
+        packed = {"lengths": self.lengths} if self.mask_BL is None else {}
+        return {"position_ids": self.positions, "attention_mask": self.mask_BL, **packed}
+
+    @property
     def last_B(self) -> Tensor:
         """Flat position of each row's last token."""
         return self.starts_B + torch.tensor(self.lengths, device=self.starts_B.device) - 1
+
+
+def lay_out(rows: Sequence[Sequence[int]], layout: str, *, device: torch.device) -> Batch:
+    """Rows in the layout "packed" or "padded"."""
+    return (pack if layout == PACKED else pad)(rows, device=device)
 
 
 def pack(rows: Sequence[Sequence[int]], *, device: torch.device) -> Batch:

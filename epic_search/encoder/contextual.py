@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epic_search.encoder.attention import PACKED
 from epic_search.encoder.backbone import load_model, read_config, use_layout
-from epic_search.encoder.batching import batches, pack, pad, token_budget
+from epic_search.encoder.batching import batches, lay_out, token_budget
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
@@ -34,7 +33,7 @@ class ContextualEncoder(nn.Module):
         self._tokenizer.enable_truncation(limit)
 
     def use_layout(self, layout: str) -> None:
-        """ "packed" or "padded"."""
+        """Lay texts out "packed" or "padded"."""
         self.layout = layout
         use_layout(self.model, layout, plain="sdpa")
 
@@ -49,12 +48,8 @@ class ContextualEncoder(nn.Module):
         return out_NC
 
     def _forward(self, rows: list[list[int]], device: torch.device) -> Tensor:
-        packed = self.layout == PACKED
-        batch = (pack if packed else pad)(rows, device=device)
-        extra = {"lengths": batch.lengths} if packed else {}
-        hidden = self.model(
-            input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask_BL, **extra
-        ).last_hidden_state
+        batch = lay_out(rows, self.layout, device=device)
+        hidden = self.model(input_ids=batch.ids, **batch.arguments).last_hidden_state
         return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)
 
 

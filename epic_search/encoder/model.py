@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epic_search.encoder.attention import PACKED
 from epic_search.encoder.backbone import use_layout
-from epic_search.encoder.batching import Batch, pack, pad
+from epic_search.encoder.batching import Batch, lay_out
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
@@ -50,7 +49,7 @@ class EncoderModel(nn.Module):
         return next(self.backbone.parameters()).device
 
     def use_layout(self, layout: str) -> None:
-        """ "packed" (texts end to end) or "padded" (the plain reference)."""
+        """Lay texts out "packed" (end to end) or "padded" (the plain reference)."""
         self.layout = layout
         use_layout(self.backbone, layout, plain=self._plain_attention)
         if self.contextual is not None:
@@ -59,18 +58,14 @@ class EncoderModel(nn.Module):
     def forward(self, rows: Sequence[Row], *, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         """(B, E) float32 unit-length vectors.
 
-        `context_BC`: one Contextual vector for each row, None without a
-        Contextual encoder; `soft_SE`: vectors for the soft slots in row-major order, (0, E) if there are none.
+        `context_BC`: one Contextual vector for each row, None without a Contextual encoder; `soft_SE`: vectors for the
+        soft slots in row-major order, (0, E) if there are none.
         """
-        packed = self.layout == PACKED
-        batch = (pack if packed else pad)([row.ids for row in rows], device=self.device)
-        extra = {"lengths": batch.lengths} if packed else {}
+        batch = lay_out([row.ids for row in rows], self.layout, device=self.device)
         hidden = self.backbone(
             inputs_embeds=self._input_tokens(batch, context_BC, soft_SE),
-            position_ids=batch.positions,
-            attention_mask=batch.mask_BL,
             use_cache=False,  # with a cache, transformers reads packed positions wrongly, and nothing here reuses one
-            **extra,
+            **batch.arguments,
         ).last_hidden_state
         return F.normalize(self._pool(hidden.flatten(0, 1), batch, rows), dim=-1)
 

@@ -64,13 +64,14 @@ def epic_losses(
     passage_PE = embed(encoder, passage_rows, context_passage, [none] * len(passage_rows), token_budget=token_budget)
     allowed_QP = torch.from_numpy(batch.allowed_QP).to(encoder.device)
     told_Q = ~torch.from_numpy(batch.untold_Q).to(encoder.device)
-    loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, allowed_QP, told_Q, objective)
+    scores_QP = query_QE @ passage_PE.T
+    loss_1, accuracy_1 = info_nce(scores_QP, allowed_QP, told_Q, objective)
     total = loss_1
     tokens = sum(map(len, rows_1)) + sum(map(len, passage_rows))
 
     distillation = None
     if objective.distill_weight and batch.pairs and context_query is not None and context_passage is not None:
-        distillation = distill(query_QE @ passage_PE.T, context_query @ context_passage.T, allowed_QP, objective)
+        distillation = distill(scores_QP, context_query @ context_passage.T, allowed_QP, objective)
         total = total + objective.distill_weight * distillation
 
     loss_2, accuracy_2 = None, None
@@ -151,10 +152,9 @@ def info_nce(
 ) -> tuple[Tensor, float | None]:
     """InfoNCE at `objective.temperature` and in-batch accuracy over the queries in `told_Q`.
 
-    The positive of query i is passage i.
-
-    A candidate that scores above its positive by more than the margin is taken for a false negative (Qwen3-Embedding,
-    arXiv 2506.05176) and left out. Where `told_Q` holds no query the loss is 0 and there is no accuracy.
+    The positive of query i is passage i. A candidate that scores above its positive by more than the margin is taken
+    for a false negative (Qwen3-Embedding, arXiv 2506.05176) and left out. Where `told_Q` holds no query the loss is 0
+    and there is no accuracy.
     """
     positive_Q1 = scores_QP.diagonal().unsqueeze(1)
     candidates_QP = allowed_QP

@@ -1,0 +1,57 @@
+"""What do vectors and soft tokens look like? Norms and mean cosines between different texts: collapse shows here first.
+
+    python benchmarks/geometry.py --model epic-mini
+
+Texts are documents of the Python standard library, the same on every machine with the same Python.
+"""
+
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from epic_search import stdlib
+from epic_search.encoder import Demonstration, Encoder
+
+QUERIES = ["open a file", "count words", "parse a date", "sort a list"]
+
+
+def main(
+    model: str = "epic-mini",
+    texts: Annotated[int, typer.Option(help="How many documents.")] = 300,
+    k: Annotated[int, typer.Option(help="Demonstrations in a prompt.")] = 6,
+) -> None:
+    """Print the geometry of an encoder that pools Contextual and EOS states."""
+    encoder = Encoder.load(model, dtype="float32")
+    shown = [document["text"][:400] for document in stdlib.documents(texts)]
+    vectors_NE = encoder.encode_passages(shown)
+    print(f"vectors: mean cosine {mean_cosine(vectors_NE):.3f}")
+    if encoder.config.pooling == "concat":
+        for name, half_ND in zip(("Contextual", "EOS"), np.split(vectors_NE, 2, axis=1), strict=True):
+            print(f"  {name} half: mean cosine {mean_cosine(half_ND):.3f}")
+    with torch.no_grad():
+        soft_ND = encoder.model.soft_tokens(torch.from_numpy(vectors_NE).to(encoder.device)).cpu().numpy()
+    tokens_ND = encoder.model.backbone.get_input_embeddings().weight.float().cpu().numpy()
+    tokens_ND = tokens_ND[np.random.default_rng(0).choice(len(tokens_ND), size=texts, replace=False)]
+    for name, rows_ND in (("soft tokens", soft_ND), ("token embeddings", tokens_ND)):
+        print(f"{name}: mean norm {np.linalg.norm(rows_ND, axis=1).mean():.2f}, mean cosine {mean_cosine(rows_ND):.3f}")
+    plain_QE = encoder.encode_queries(QUERIES)
+    prompts = [
+        encoder.prompt(demonstrations=[Demonstration(query=t[:60], passage=t) for t in shown[10 * i : 10 * i + k]])
+        for i in range(3)
+    ]
+    under = [encoder.encode_queries(QUERIES, prompt=prompt) for prompt in prompts]
+    print(f"a query without and with {k} demonstrations: cosine {(plain_QE * under[0]).sum(axis=1).mean():.3f}")
+    print(f"a query under other demonstrations: cosine {(under[0] * under[1]).sum(axis=1).mean():.4f}")
+
+
+def mean_cosine(rows_ND: np.ndarray) -> float:
+    """Mean cosine between different rows."""
+    unit_ND = rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    n = len(unit_ND)
+    return float(((unit_ND @ unit_ND.T).sum() - n) / (n * (n - 1)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
