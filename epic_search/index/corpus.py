@@ -160,7 +160,7 @@ def _document(line: bytes | None, number: int) -> Document:
     text = record.pop("text")
     if not isinstance(text, str):
         raise _Unusable("text is not a string", f"id '{document_id}'")
-    if not text.strip():
+    if not text.strip() and not title.strip():
         raise _Unusable("empty text", f"id '{document_id}'")
     if "\0" in document_id or "\0" in title or "\0" in text:
         raise _Unusable("NUL character", f"id '{document_id}'".replace("\0", "\\0"))

@@ -47,8 +47,12 @@ def cut(documents: Sequence[Document], encoder: "Encoder") -> list[CutDocument]:
     """Each document in passages that the encoder reads whole, each with the title in front."""
     half = encoder.config.max_length // 2
     title_ids = encoder.token_ids([f"{document.title}\n" for document in documents])
-    # A title that would fill most of each passage is treated as the beginning of the text.
-    titles = ["" if len(ids) > half else document.title for document, ids in zip(documents, title_ids, strict=True)]
+    # A title that would fill most of each passage is treated as the beginning of the text, and one without a text
+    # is the text.
+    titles = [
+        document.title if len(ids) <= half and document.text.strip() else ""
+        for document, ids in zip(documents, title_ids, strict=True)
+    ]
     texts = [d.text if title else _with_title(d.title, d.text) for d, title in zip(documents, titles, strict=True)]
     return [
         CutDocument(document, version(document), passages, [_with_title(title, passage) for passage in passages])
@@ -57,4 +61,4 @@ def cut(documents: Sequence[Document], encoder: "Encoder") -> list[CutDocument]:
 
 
 def _with_title(title: str, text: str) -> str:
-    return f"{title}\n{text}" if title else text
+    return f"{title}\n{text}" if title and text.strip() else title or text

@@ -70,10 +70,13 @@ class Searcher:
             opened.pop_all()
         return cls(manifest, encoder, prompt, contents, lock)
 
-    def search(self, queries: Sequence[str], *, k: int = 10, prompt: "Prompt | None" = None) -> list[list[Hit]]:
+    def search(
+        self, queries: Sequence[str], *, k: int = 10, prompt: "Prompt | None" = None, texts: bool = True
+    ) -> list[list[Hit]]:
         """The `k` best documents for each query, best first; fewer where the index holds fewer.
 
-        `prompt` replaces the one stored with the index. Raises UserError for an empty query and for k < 1.
+        `prompt` replaces the one stored with the index. With `texts=False` hits carry their id and score alone, which
+        is what long rankings need. Raises UserError for an empty query and for k < 1.
         """
         if k < 1:
             raise UserError(f"k is {k}; it must be at least 1")
@@ -89,10 +92,11 @@ class Searcher:
                 f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length "
                 f"from the query '{queries[bad]}'; load it in float32, or ask in other words"
             )
-        return self.search_vectors(vectors_QE, k=k)
+        return self.search_vectors(vectors_QE, k=k, texts=texts)
 
-    def search_vectors(self, vectors_QE: np.ndarray, *, k: int) -> list[list[Hit]]:
+    def search_vectors(self, vectors_QE: np.ndarray, *, k: int, texts: bool = True) -> list[list[Hit]]:
         """As `search`, for query vectors: float32 (Q, dim), unit length."""
+        fields = None if texts else ("id",)
         hits: list[list[Hit]] = [[] for _ in vectors_QE]
         open_queries = list(range(len(vectors_QE)))
         limit = 2 * k
@@ -100,7 +104,7 @@ class Searcher:
             limit = min(limit, self._contents.passages)
             if limit == 0:
                 break
-            found = self._contents.store.search(vectors_QE[open_queries], limit=limit)
+            found = self._contents.store.search(vectors_QE[open_queries], limit=limit, fields=fields)
             for query, matches in zip(open_queries, found, strict=True):
                 hits[query] = _best_per_document(matches)[:k]
             if limit == self._contents.passages:
@@ -134,9 +138,9 @@ def _best_per_document(matches: Sequence[Match]) -> list[Hit]:
         Hit(
             match.payload["id"],
             match.score,
-            match.payload["title"],
-            match.payload["text"],
-            match.payload["payload"],
+            match.payload.get("title", ""),
+            match.payload.get("text", ""),
+            match.payload.get("payload", {}),
         )
         for match in ranked
     ]

@@ -38,3 +38,28 @@ def test_hits_are_the_exact_order_of_the_encoders_own_scores(tiny_encoder: Encod
         assert {hit.id for hit in hits} == {"short", "long", "plain"}
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         assert next(hit for hit in hits if hit.id == "short").payload == {"year": 2020}
+
+
+def test_a_document_with_a_title_alone_is_found_by_it(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"_id": "titled", "title": "Sorting by merging", "text": ""}, {"_id": "blank", "title": " ", "text": ""}]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = index_corpus(corpus, name="c", encoder=tiny_encoder, home=tmp_path)
+    assert (report.added, report.passages, report.problem_counts) == (1, 1, {"empty text": 1})
+    with Searcher.open("c", home=tmp_path) as searcher:
+        [[hit]] = searcher.search(["merging"])
+        vector_E = tiny_encoder.encode_passages(["Sorting by merging"])[0]
+        [query_E] = tiny_encoder.encode_queries(["merging"])
+        assert (hit.id, hit.title, hit.text) == ("titled", "Sorting by merging", "Sorting by merging")
+        assert abs(hit.score - vector_E @ query_E) < 1e-3
+
+
+def test_long_rankings_can_do_without_texts(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    index_corpus(corpus, name="c", encoder=tiny_encoder, home=tmp_path)
+    with Searcher.open("c", home=tmp_path) as searcher:
+        [full] = searcher.search(["few words"], k=3)
+        [bare] = searcher.search(["few words"], k=3, texts=False)
+        assert [(hit.id, hit.score) for hit in bare] == [(hit.id, hit.score) for hit in full]
+        assert {(hit.title, hit.text, len(hit.payload)) for hit in bare} == {("", "", 0)}

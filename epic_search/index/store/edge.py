@@ -79,11 +79,13 @@ class EdgeStore:
         """See VectorStore."""
         return int(self._request("count"))
 
-    def search(self, vectors_QE: np.ndarray, *, limit: int) -> list[list[Match]]:
+    def search(
+        self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None
+    ) -> list[list[Match]]:
         """See VectorStore."""
         assert vectors_QE.ndim == 2 and vectors_QE.shape[1] == self.dim, (vectors_QE.shape, self.dim)
         assert first_bad_vector(vectors_QE) is None, first_bad_vector(vectors_QE)
-        found = self._request("search", vectors_QE, limit=limit)
+        found = self._request("search", vectors_QE, limit=limit, fields=None if fields is None else list(fields))
         return [[Match(score, payload) for score, payload in matches] for matches in found]
 
     def optimize(self) -> None:

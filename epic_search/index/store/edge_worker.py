@@ -82,11 +82,14 @@ class Engine:
     def count(self) -> int:
         return int(self.shard.count(self.edge.CountRequest(exact=True)))
 
-    def search(self, limit: int, *, blob: bytes) -> list[list[tuple[float, dict[str, Any]]]]:
+    def search(
+        self, limit: int, fields: list[str] | None, *, blob: bytes
+    ) -> list[list[tuple[float, dict[str, Any]]]]:
         request, nearest = self.edge.QueryRequest, self.edge.Query.Nearest
         params = self.edge.SearchParams(hnsw_ef=max(HNSW_EF, limit))
+        payload = True if fields is None else self.edge.PayloadSelector.Include(fields)
         queries = [
-            request(query=nearest(row), limit=limit, with_payload=True, params=params) for row in self._rows(blob)
+            request(query=nearest(row), limit=limit, with_payload=payload, params=params) for row in self._rows(blob)
         ]
         found = self.shard.query_batch(self.edge.QueryBatchRequest(queries))
         return [[(point.score, point.payload) for point in points] for points in found]

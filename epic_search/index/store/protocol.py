@@ -43,8 +43,10 @@ class VectorStore(Protocol):
     def count(self) -> int:
         """How many points are stored."""
 
-    def search(self, vectors_QE: np.ndarray, *, limit: int) -> list[list[Match]]:
-        """For each query vector the `limit` nearest points, best first."""
+    def search(
+        self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None
+    ) -> list[list[Match]]:
+        """For each query vector the `limit` nearest points, best first, with these fields of their payload (or all)."""
 
     def optimize(self) -> None:
         """Build the search graph where there are enough points to need one, and clear out deleted ones."""
