@@ -65,6 +65,8 @@ def _interruption_hint(verb: str | None) -> str:
     match verb:
         case "index" | "demo":
             return "what was stored is kept; run the same command again to continue."
+        case "eval":
+            return "finished tasks are kept; run the same command again to continue."
         case "train":
             return "add --resume to continue from the last checkpoint."
         case _:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from epic_search import __version__
+from epic_search.cli import eval as evaluation
 from epic_search.cli import indexes, models
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
@@ -42,6 +43,7 @@ app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(query)
 app.command()(train)
 app.command()(demo)
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(indexes.app, name="indexes")
 app.add_typer(models.app, name="models")
 

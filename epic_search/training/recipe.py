@@ -153,7 +153,7 @@ def _glob(pattern: str) -> list[Path]:
     root = Path(path.anchor) if path.is_absolute() else Path()
     files = sorted(root.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
     if not files:
-        raise UserError(f"no file matches {path}; set EPIC_SEARCH_DATA or correct the path in the recipe")
+        raise UserError(f"no file matches {path}; set EPIC_SEARCH_DATA or correct the path")
     return files
 
 

@@ -79,9 +79,7 @@ class EdgeStore:
         """See VectorStore."""
         return int(self._request("count"))
 
-    def search(
-        self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None
-    ) -> list[list[Match]]:
+    def search(self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None) -> list[list[Match]]:
         """See VectorStore."""
         assert vectors_QE.ndim == 2 and vectors_QE.shape[1] == self.dim, (vectors_QE.shape, self.dim)
         assert first_bad_vector(vectors_QE) is None, first_bad_vector(vectors_QE)

@@ -82,9 +82,7 @@ class Engine:
     def count(self) -> int:
         return int(self.shard.count(self.edge.CountRequest(exact=True)))
 
-    def search(
-        self, limit: int, fields: list[str] | None, *, blob: bytes
-    ) -> list[list[tuple[float, dict[str, Any]]]]:
+    def search(self, limit: int, fields: list[str] | None, *, blob: bytes) -> list[list[tuple[float, dict[str, Any]]]]:
         request, nearest = self.edge.QueryRequest, self.edge.Query.Nearest
         params = self.edge.SearchParams(hnsw_ef=max(HNSW_EF, limit))
         payload = True if fields is None else self.edge.PayloadSelector.Include(fields)

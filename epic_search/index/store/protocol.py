@@ -43,9 +43,7 @@ class VectorStore(Protocol):
     def count(self) -> int:
         """How many points are stored."""
 
-    def search(
-        self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None
-    ) -> list[list[Match]]:
+    def search(self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None) -> list[list[Match]]:
         """For each query vector the `limit` nearest points, best first, with these fields of their payload (or all)."""
 
     def optimize(self) -> None:

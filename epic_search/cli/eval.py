@@ -1,0 +1,315 @@
+"""`epic-search eval`: measure encoders on MTEB tasks and local folders; compare runs; write reports."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from epic_search.cli import console, options
+from epic_search.errors import UserError
+from epic_search.evaluation.kinds import CONTROLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from epic_search.evaluation.results import Result
+    from epic_search.evaluation.runner import Progress, RunReport
+
+EXIT_FAILED_TASKS = 1
+DEFAULT_VERB = "run"
+COMMAND = "epic_search.command"  # where the words that a person typed are kept
+RESULTS = Path("results")
+
+
+class EvalGroup(TyperGroup):
+    """`epic-search eval TASKS` runs them; `eval compare` and `eval report` read what was stored."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Everything that is no verb is an argument of `run`."""
+        ctx.meta[COMMAND] = shlex.join(["epic-search", "eval", *args])
+        if not args or args[0] not in self.commands:
+            args = [DEFAULT_VERB, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=EvalGroup)
+
+
+@app.callback()
+def _eval() -> None:
+    """Measure encoders on MTEB tasks and your own data, with and without demonstrations."""
+
+
+@app.command(name=DEFAULT_VERB, no_args_is_help=True)
+def run(
+    ctx: typer.Context,
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            help="Suites (quick, full, or a TOML file), folders of evaluation data, MTEB tasks or benchmarks.",
+            show_default=False,
+        ),
+    ],
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="An encoder (name, folder or hub id), st:FOLDER or st:HUB-ID for sentence-transformers, or bm25; "
+            "NAME=MODEL gives it a name. Repeat for more.",
+        ),
+    ] = ["epic-mini"],  # noqa: B006
+    demos: Annotated[str, typer.Option(help="Numbers of demonstrations in the prompt, as 0,4.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds that demonstrations are drawn with, as 0,1,2.")] = "0",
+    controls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--demos-control",
+            help="Also measure with shuffled, wrong-task or random demonstrations, or all three. Repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help='Draw demonstrations from this file, {"query": ..., "passage": ...} a line, not from training splits.',
+            show_default=False,
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        Literal["examples", "names"],
+        typer.Option(help="What demonstrates a class: two texts of it, or a text and the class's name."),
+    ] = "examples",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the results. Default: results/NAMES-OF-THE-TASKS.",
+            show_default=False,
+            file_okay=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is already in the folder.")] = False,
+    search: Annotated[
+        Literal["index", "exact"],
+        typer.Option(help="index = retrieval through an index, as users search; exact = by one matrix product."),
+    ] = "index",
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=8, help="Cut texts at so many tokens, for all models. Default: each model's own.", show_default=False
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Measure encoders on MTEB tasks and your own data, with and without demonstrations.
+
+    Results are stored task by task: a stopped run goes on where it was when the same command is given again. They are
+    mteb's own files, beside a report (report.html).
+
+    epic-search eval quick --model epic-mini --model bm25 --demos 0,4
+    epic-search eval my-data/ --demos 4 --pairs pairs.jsonl
+    epic-search eval SciFact STSBenchmark
+
+    See also: epic-search eval compare --help, epic-search eval report --help
+    """
+    numbers, wanted_seeds = _numbers(demos, "--demos"), _numbers(seeds, "--seeds")
+    wanted_controls = _controls(controls or [], numbers)
+    folder = out or RESULTS / _folder_name(tasks)
+    with console.working("loading"):
+        _require_mteb()
+        from epic_search.evaluation.models import Settings, find_model
+        from epic_search.evaluation.report import write_report
+        from epic_search.evaluation.results import read_results, read_run
+        from epic_search.evaluation.runner import Plan
+        from epic_search.evaluation.runner import run as evaluate
+        from epic_search.evaluation.suite import find_tasks
+
+        settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
+        plan = Plan(
+            tasks=find_tasks(tasks, say=console.note),
+            models=[find_model(model, settings=settings) for model in dict.fromkeys(models)],
+            demos=numbers,
+            seeds=wanted_seeds,
+            controls=wanted_controls,
+            pairs=pairs,
+            classes=classes,
+            command=ctx.meta[COMMAND],
+        )
+    with console.progress_bar("evaluating") as bar:
+        done = evaluate(plan, out=folder, overwrite=overwrite, report=_reporter(bar))
+    if done.done or done.kept:
+        results = read_results(folder)
+        markdown, page = write_report(folder, results, run=read_run(folder))
+        _print_results(results, as_json=json, done=done, folder=folder)
+        console.note(f"results in {folder}: {page.name}, {markdown.name}")
+    _tell_failures(done, folder)
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    a: Annotated[str, typer.Argument(help="Results: a folder, or FOLDER:MODEL for one model in it.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="Results to set against them.", metavar="B")],
+    json: options.Json = False,
+) -> None:
+    """Paired differences between two sets of results, with 95 % confidence intervals.
+
+    Both must be over the same data: differences are taken query by query.
+
+    epic-search eval compare results/before results/after
+    epic-search eval compare results/quick:bm25 results/quick:epic-mini@4
+    """
+    from epic_search.evaluation.compare import compare as compared
+    from epic_search.evaluation.compare import pair_rows
+    from epic_search.evaluation.results import choose
+
+    comparison = compared(choose(a), choose(b))
+    if json:
+        console.print_json([_pair_json(pair) for pair in comparison.pairs])
+        return
+    for pair in comparison.pairs:
+        columns, rows = pair_rows(pair)
+        if sys.stdout.isatty():
+            print(f"{pair.b} - {pair.a}")
+        console.print_table(columns, rows, numbers=columns[1:-1])
+        if pair.left_out:
+            console.note(f"not compared, as only one side has them: {', '.join(pair.left_out)}")
+    for side, alone in ((a, comparison.only_a), (b, comparison.only_b)):
+        if alone:
+            console.note(f"only in {side}: {', '.join(alone)}")
+
+
+@app.command(no_args_is_help=True)
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder of results.", file_okay=False)],
+    json: options.Json = False,
+) -> None:
+    """Write report.md and report.html of stored results again, and show the table."""
+    from epic_search.evaluation.report import write_report
+    from epic_search.evaluation.results import read_results, read_run
+
+    results = read_results(folder)
+    markdown, page = write_report(folder, results, run=read_run(folder))
+    _print_results(results, as_json=json, done=None, folder=folder)
+    if not json:
+        console.note(f"wrote {page} and {markdown}")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not a list of whole numbers; write them as 0,4") from error
+    if min(numbers) < 0:
+        raise UserError(f"{option} {text!r} holds a negative number; write them as 0,4")
+    return list(dict.fromkeys(numbers))
+
+
+def _controls(given: list[str], demos: list[int]) -> list[Any]:
+    names = [name for part in given for name in part.split(",")]
+    if unknown := [name for name in names if name not in (*CONTROLS, "all")]:
+        raise UserError(f"--demos-control {unknown[0]!r} is not one of {', '.join(CONTROLS)}, all")
+    if names and not any(demos):
+        raise UserError("--demos-control needs demonstrations; add --demos 4")
+    return list(CONTROLS) if "all" in names else list(dict.fromkeys(names))
+
+
+def _folder_name(tasks: list[str]) -> str:
+    return "+".join(Path(task).stem if task.endswith(".toml") else Path(task).name for task in tasks)[:80]
+
+
+def _require_mteb() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("mteb", "matplotlib") if find_spec(name) is None]:
+        raise UserError(f"evaluation needs {' and '.join(missing)}; install it with: pip install 'epic-search[eval]'")
+
+
+def _reporter(bar: "Callable[[int, int, str], None]") -> "Callable[[Progress], None]":
+    """Shows the job under way on the bar, and a line for each that ended."""
+
+    def report(progress: "Progress") -> None:
+        what = f"{progress.model} on {progress.task}, {progress.condition}"
+        match progress.state:
+            case "running":
+                bar(progress.number - 1, progress.total, f"{progress.number}/{progress.total} {what}")
+            case "done":
+                assert progress.score is not None
+                console.note(f"{what}: {100 * progress.score:.2f} ({progress.seconds:.0f} s)")
+            case "failed":
+                console.note(f"{what}: failed: {progress.error}")
+            case "kept":
+                assert progress.score is not None
+                console.note(f"{what}: {100 * progress.score:.2f} (already there)")
+
+    return report
+
+
+def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport | None", folder: Path) -> None:
+    from epic_search.evaluation.table import Table, summary_rows, task_rows
+
+    table = Table(results)
+    if as_json:
+        console.print_json(
+            {
+                "folder": str(folder),
+                "results": [
+                    {
+                        "model": result.model,
+                        "task": result.task,
+                        "kind": result.kind,
+                        "demos": result.demos,
+                        "seed": result.seed if result.demos else None,
+                        "control": result.control,
+                        "score": result.score,
+                    }
+                    for result in results
+                ],
+                "failures": [vars(failure) for failure in done.failures] if done else [],
+            }
+        )
+        return
+    columns, rows = task_rows(table)
+    console.print_table(columns, rows, numbers=columns[2:])
+    if len(table.tasks) > 1 and sys.stdout.isatty():
+        print()
+        columns, rows = summary_rows(table)
+        console.print_table(columns, rows, numbers=columns[1:])
+
+
+def _tell_failures(done: "RunReport", folder: Path) -> None:
+    if not done.failures:
+        return
+    console.note(f"{len(done.failures)} failed, with tracebacks in {folder / 'failures.log'}:")
+    for failure in done.failures:
+        console.note(f"  {failure.model} on {failure.task}, {failure.condition}: {failure.error}")
+    mistakes_alone = not done.done and not done.kept and all(failure.mistake for failure in done.failures)
+    raise typer.Exit(console.EXIT_USER_ERROR if mistakes_alone else EXIT_FAILED_TASKS)
+
+
+def _pair_json(pair: Any) -> dict[str, Any]:
+    lines = [*pair.tasks, *pair.kinds, *pair.overall]
+    return {
+        "a": pair.a,
+        "b": pair.b,
+        "rows": [
+            {
+                "name": line.name,
+                "a": line.a.score,
+                "b": line.b.score,
+                "difference": line.difference.score,
+                "interval": line.difference.interval,
+                "excludes_zero": line.difference.excludes_zero,
+            }
+            for line in lines
+        ],
+        "not_compared": pair.left_out,
+    }

@@ -1,0 +1,190 @@
+"""One model on one task under one condition: run it, and store what came out and how, or find that it is stored."""
+
+import hashlib
+import json
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epic_search.errors import UserError
+from epic_search.evaluation.demonstrations import (
+    WRONG_TASK,
+    ClassDemonstrations,
+    Pool,
+    file_pool,
+    task_pool,
+    tested_texts,
+)
+from epic_search.evaluation.items import Recorder
+from epic_search.evaluation.kinds import Control
+from epic_search.evaluation.meter import WARM_UP_QUERIES
+from epic_search.evaluation.models import Bound, Condition, EvaluatedModel, machine
+from epic_search.evaluation.results import BLOCK
+from epic_search.evaluation.tasks import EvalTask, PairFile
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.cache import ResultCache
+    from mteb.results import TaskResult
+    from mteb.types import EncodeKwargs
+
+WORK_FOLDER = "work"
+LOADING: "EncodeKwargs" = {"batch_size": 256, "show_progress_bar": False}  # encoders make their own batches
+
+
+class Pools:
+    """The demonstrations of the tasks, each pool made once."""
+
+    def __init__(self, *, pairs: Path | None, classes: ClassDemonstrations) -> None:
+        self._pairs = pairs
+        self._classes: ClassDemonstrations = classes
+        self._last: tuple[str, Pool] | None = None
+
+    def of(self, task: EvalTask, loaded: "AbsTask") -> Pool:
+        """The pool of a task: the run's file of pairs, else the task's own, else its training split."""
+        if self._last is None or self._last[0] != task.name:
+            file = self._file(task)
+            if file is not None:
+                pool = file_pool(file, tested=tested_texts(loaded, task.kind))
+            else:
+                pool = task_pool(loaded, task.kind, classes=self._classes)
+            self._last = (task.name, pool)
+        return self._last[1]
+
+    def record(self, task: EvalTask, control: Control | None) -> dict[str, Any]:
+        """Where a task's demonstrations come from, and what one of a class shows."""
+        file = PairFile(WRONG_TASK) if control == "wrong-task" else self._file(task)
+        if file is not None:
+            rows = f", rows of '{file.task}'" if file.task else ""
+            return {"source": f"{file.path.name} (sha256 {_sha256(file.path)[:12]}){rows}", "classes": None}
+        by_class = task.kind in ("classification", "clustering")
+        return {"source": "training split", "classes": self._classes if by_class else None}
+
+    def _file(self, task: EvalTask) -> PairFile | None:
+        return PairFile(self._pairs) if self._pairs is not None else task.pairs
+
+
+class Job:
+    """One model on one task under one condition."""
+
+    def __init__(
+        self, model: EvaluatedModel, task: EvalTask, condition: Condition, cache: "ResultCache", out: Path
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.condition = condition
+        self.cache = cache
+        self.work = out / WORK_FOLDER
+        self.meta = model.meta(condition)
+        self.mteb_task = task.make()
+        self.file: Path = cache.get_task_result_path(self.mteb_task.metadata.name, self.meta)
+
+    def stored_score(self, pools: Pools) -> float | None:
+        """The main score of a finished result, if it is of the same data and the same prompt."""
+        try:
+            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            blocks = [entry[BLOCK] for split in stored["scores"].values() for entry in split]
+        except (OSError, ValueError, KeyError):  # absent, cut off by a kill, or mteb's own without our part
+            return None
+        if stored["dataset_revision"] != self.mteb_task.metadata.dataset["revision"]:
+            return None
+        expected = self._prompt_record(pools)
+        if any({key: block["prompt"].get(key) for key in expected} != expected for block in blocks):
+            return None
+        return statistics.fmean(entry["main_score"] for split in stored["scores"].values() for entry in split)
+
+    def run(self, pools: Pools) -> float:
+        """Evaluate and store; returns the main score."""
+        import mteb
+
+        started = time.perf_counter()
+        task = self.mteb_task
+        task.load_data()
+        pool = pools.of(self.task, task) if self.condition.demos else None
+        bound = self.model.bind(instruction=self.task.instruction, pool=pool, condition=self.condition, work=self.work)
+        recorder = Recorder(task, self.task.kind)
+        loading_ended = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            evaluated = mteb.evaluate(
+                bound.model,
+                task,
+                cache=None,
+                encode_kwargs=LOADING.copy(),
+                prediction_folder=recorder.prediction_folder(Path(folder)),
+                show_progress_bar=False,
+                co2_tracker=False,
+            )
+            [result] = evaluated.task_results
+            items = recorder.items(result, Path(folder))
+        wall_seconds = time.perf_counter() - started
+        self._attach(result, bound, pools, wall_seconds=wall_seconds, load_seconds=loading_ended - started)
+        if items is not None:
+            write_json(self.file.parent / "items" / self.file.name, items)
+        self.cache.save_to_cache(result, self.meta, encode_kwargs=LOADING)
+        return float(result.main_score)
+
+    def _attach(
+        self, result: "TaskResult", bound: Bound, pools: Pools, *, wall_seconds: float, load_seconds: float
+    ) -> None:
+        meter = bound.meter
+        block = {
+            "kind": self.task.kind,
+            "label": self.model.label,
+            "prompt": {
+                **self._prompt_record(pools),
+                "demonstrations": bound.demonstrations,
+            },
+            "cost": {
+                "queries": meter.queries,
+                "query_tokens": meter.query_tokens / meter.queries if meter.queries and meter.query_tokens else None,
+                "query_ms": _query_ms(bound),
+                "texts": meter.texts,
+                "tokens": round(meter.tokens),
+                "encode_seconds": meter.encode_seconds,
+                "load_seconds": load_seconds,
+                "wall_seconds": wall_seconds,
+            },
+            "settings": {**bound.settings, "machine": machine(), "versions": versions()},
+        }
+        entries: Any = [entry for split in result.scores.values() for entry in split]
+        for entry in entries:
+            entry[BLOCK] = block
+
+    def _prompt_record(self, pools: Pools) -> dict[str, Any]:
+        """All that decides about the prompt; the demonstrations follow from it."""
+        instruction = self.task.instruction if self.model.takes_prompts else None
+        if self.condition.demos == 0:
+            return {"instruction": instruction, "control": None, "seed": None, "source": None, "classes": None}
+        own = {"instruction": instruction, "control": self.condition.control, "seed": self.condition.seed}
+        return own | pools.record(self.task, self.condition.control)
+
+
+def _query_ms(bound: Bound) -> float | None:
+    """Median milliseconds of a query by itself; None where the model saw no queries."""
+    seconds = [bound.query_seconds(query) for query in bound.meter.some_queries]
+    timed = seconds[WARM_UP_QUERIES:] or seconds
+    return 1000 * statistics.median(timed) if timed else None
+
+
+def versions() -> dict[str, str]:
+    packages = ("epic-search", "mteb", "torch", "transformers", "qdrant-edge-py")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a file that is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,364 @@
+"""The models of an evaluation, by the names that users give them: ours, sentence-transformers ones and BM25.
+
+Finding a model is cheap and tells its name and revision; weights are loaded when the first task asks for them, so that
+a mistyped third model is known before the first has run, and finished results need no model at all.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from epic_search.encoder import Encoder, weights
+from epic_search.encoder import checkpoint as checkpoints
+from epic_search.encoder.encoder import Device, Dtype, choose_device
+from epic_search.errors import UserError
+from epic_search.evaluation.demonstrations import Pool, make_prompt
+from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, Control, Kind
+from epic_search.evaluation.meter import Meter
+from epic_search.evaluation.ours import EvaluatedEncoder, ExactSearch, IndexSearch
+
+if TYPE_CHECKING:
+    from mteb.models import ModelMeta
+    from sentence_transformers import SentenceTransformer
+
+Search = Literal["index", "exact"]
+
+SENTENCE_TRANSFORMERS = "st:"
+BM25 = "bm25"
+REVISION_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are run. `max_length` (tokens) caps what each reads of a text; None leaves each its own."""
+
+    search: Search = "index"
+    max_length: int | None = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """What differs from the defaults and changes vectors: part of what results are filed under."""
+        given = {
+            "search": "exact" if self.search == "exact" else None,
+            "max_length": self.max_length,
+            "dtype": None if self.dtype == "auto" else self.dtype,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Under which prompt a task is run: `demos` demonstrations drawn with `seed`, or a control of them."""
+
+    demos: int = 0
+    seed: int = 0
+    control: Control | None = None
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """What mteb files the results under, beside the model's name and revision; {} for the plain model."""
+        if self.demos == 0:
+            return {}
+        return {"demos": self.demos, "seed": self.seed, **({"control": self.control} if self.control else {})}
+
+    def __str__(self) -> str:
+        if self.demos == 0:
+            return "no demonstrations"
+        kind = f"{self.control} demonstrations" if self.control else "demonstrations"
+        return f"{self.demos} {kind}, seed {self.seed}"
+
+
+class Bound(Protocol):
+    """A model ready for one task under one condition: what mteb evaluates, and what it cost."""
+
+    model: Any
+    meter: Meter
+    instruction: str | None
+    demonstrations: list[list[str]]
+    settings: dict[str, Any]
+
+    def query_seconds(self, query: str) -> float:
+        """How long one query by itself takes, from text to vector (BM25: to scores)."""
+
+
+class EvaluatedModel(Protocol):
+    """A model that takes part. `name` is mteb's, organisation and all; `label` is the one in tables."""
+
+    label: str
+    name: str
+    revision: str
+    kinds: frozenset[Kind]
+    takes_prompts: bool
+
+    def meta(self, condition: Condition) -> "ModelMeta":
+        """mteb's description of this model under a condition: what its results are filed under."""
+
+    def bind(self, *, instruction: str | None, pool: Pool | None, condition: Condition, work: Path) -> Bound:
+        """This model under one prompt; `work` is a folder for indexes.
+
+        Raises UserError when the weights cannot be loaded, and when the prompt cannot be made.
+        """
+
+
+def find_model(reference: str, *, settings: Settings) -> EvaluatedModel:
+    """A model by what the user calls it, optionally with a label in front: `[LABEL=]REFERENCE`.
+
+    A reference is a checkpoint of ours (registry name, folder, hub id), `st:` and a sentence-transformers folder or hub
+    id, or `bm25`. Raises UserError where it leads nowhere or needs a package that is not installed.
+    """
+    label, given, what = reference.partition("=")
+    if not given:
+        label, what = "", reference
+    if what == BM25:
+        _require("bm25s", "Stemmer")
+        return BM25Model(label=label or BM25)
+    if what.startswith(SENTENCE_TRANSFORMERS):
+        _require("sentence_transformers")
+        return SentenceTransformerModel.find(what.removeprefix(SENTENCE_TRANSFORMERS), label=label, settings=settings)
+    return EncoderModel.find(what, label=label, settings=settings)
+
+
+@dataclass
+class EncoderModel:
+    """An encoder of ours. Its revision is its fingerprint."""
+
+    label: str
+    name: str
+    revision: str
+    reference: str
+    settings: Settings
+    kinds: frozenset[Kind] = frozenset(KINDS)
+    takes_prompts: bool = True
+    _corpora: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, reference: str, *, label: str, settings: Settings) -> "EncoderModel":
+        """By registry name, folder or hub id."""
+        found = checkpoints.find(reference)
+        name = _last_part(found.config.name)
+        is_hub_id = reference.count("/") == 1 and not Path(reference).exists()
+        organisation = "epic-search" if reference in checkpoints.registry() else "local"
+        return cls(
+            label=label or name,
+            name=reference if is_hub_id else f"{organisation}/{label or name}",
+            revision=found.fingerprint()[:REVISION_DIGITS],
+            reference=reference,
+            settings=settings,
+        )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The loaded encoder."""
+        encoder = Encoder.load(self.reference, device=self.settings.device, dtype=self.settings.dtype)
+        longest = self.settings.max_length
+        if longest is not None and longest < encoder.config.max_length:
+            encoder.config = encoder.config.model_copy(update={"max_length": longest})
+        return encoder
+
+    def meta(self, condition: Condition) -> "ModelMeta":
+        """See EvaluatedModel."""
+        return _meta(self.name, self.revision, condition.experiment | self.settings.experiment)
+
+    def bind(self, *, instruction: str | None, pool: Pool | None, condition: Condition, work: Path) -> "BoundEncoder":
+        """See EvaluatedModel."""
+        encoder = self.encoder
+        prompt = make_prompt(
+            encoder,
+            instruction=instruction,
+            pool=pool,
+            k=condition.demos,
+            seed=condition.seed,
+            control=condition.control,
+        )
+        meter, meta = Meter(), self.meta(condition)
+        exact = ExactSearch(encoder, prompt=prompt, meta=meta, meter=meter, cache=self._corpora)
+        if self.settings.search == "exact":
+            return BoundEncoder(encoder, exact, meter, self.settings.search)
+        home = work / f"{encoder.fingerprint[:REVISION_DIGITS]}-{encoder.config.max_length}"
+        model = IndexSearch(encoder, prompt=prompt, meta=meta, meter=meter, home=home, exact=exact)
+        return BoundEncoder(encoder, model, meter, self.settings.search)
+
+
+class BoundEncoder:
+    """See Bound."""
+
+    def __init__(self, encoder: Encoder, model: EvaluatedEncoder, meter: Meter, search: Search) -> None:
+        self._encoder = encoder
+        self.model = model
+        self.meter = meter
+        self.instruction = model.prompt.task
+        self.demonstrations = [[d.query, d.passage] for d in model.prompt.demonstrations]
+        self.settings = {
+            "search": search,
+            "long_documents": "split into passages, the best counts",
+            "max_length": encoder.config.max_length,
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "device": encoder.device.type,
+        }
+
+    def query_seconds(self, query: str) -> float:
+        """See Bound."""
+        started = time.perf_counter()
+        self._encoder.encode_queries([query], prompt=self.model.prompt)
+        return time.perf_counter() - started
+
+
+@dataclass
+class SentenceTransformerModel:
+    """A sentence-transformers model with its own prompts, similarity and cut-off length."""
+
+    label: str
+    name: str
+    revision: str
+    folder: Path
+    settings: Settings
+    kinds: frozenset[Kind] = frozenset(KINDS)
+    takes_prompts: bool = False
+
+    @classmethod
+    def find(cls, reference: str, *, label: str, settings: Settings) -> "SentenceTransformerModel":
+        """By folder, by the name of known weights, or by hub id (downloaded now)."""
+        if not reference:
+            raise UserError("'st:' names no model; write st:FOLDER or st:ORGANISATION/NAME")
+        path = Path(reference).expanduser()
+        if path.is_dir() or reference in weights.KNOWN:
+            folder = path if path.is_dir() else weights.resolve(reference)
+            if not (folder / "modules.json").is_file():
+                raise UserError(
+                    f"{folder} is not a sentence-transformers model: it has no modules.json; for an encoder of "
+                    "epic-search leave out 'st:'"
+                )
+            name = f"local/{label or _last_part(reference)}"
+            return cls(label or _last_part(reference), name, weights.digest(folder)[:REVISION_DIGITS], folder, settings)
+        folder = _download(reference)
+        return cls(label or _last_part(reference), reference, folder.name[:REVISION_DIGITS], folder, settings)
+
+    @cached_property
+    def model(self) -> "SentenceTransformer":
+        """The loaded model."""
+        from epic_search.evaluation.peers import load_sentence_transformer
+
+        device = choose_device(self.settings.device).type
+        return load_sentence_transformer(self.folder, device=device, max_length=self.settings.max_length)
+
+    def meta(self, condition: Condition) -> "ModelMeta":
+        """See EvaluatedModel."""
+        changed = {"max_length": self.settings.max_length} if self.settings.max_length else {}
+        return _meta(self.name, self.revision, changed)
+
+    def bind(self, *, instruction: str | None, pool: Pool | None, condition: Condition, work: Path) -> "BoundPeer":
+        """See EvaluatedModel."""
+        from epic_search.evaluation.peers import SentenceTransformerPeer
+
+        meter = Meter()
+        peer = SentenceTransformerPeer(self.model, meta=self.meta(condition), meter=meter)
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        settings = {
+            "search": "exact",
+            "long_documents": "cut",
+            "max_length": self.model.max_seq_length,
+            "dtype": dtype,
+            "device": self.model.device.type,
+        }
+        return BoundPeer(peer, meter, settings)
+
+
+@dataclass
+class BM25Model:
+    """Lucene's BM25 over whole documents. It searches, and does nothing else."""
+
+    label: str
+    name: str = "epic-search/bm25s-lucene"
+    revision: str = "k1-0.9-b-0.4-porter"
+    kinds: frozenset[Kind] = SEARCH_KINDS
+    takes_prompts: bool = False
+
+    def meta(self, condition: Condition) -> "ModelMeta":
+        """See EvaluatedModel."""
+        return _meta(self.name, self.revision, {})
+
+    def bind(self, *, instruction: str | None, pool: Pool | None, condition: Condition, work: Path) -> "BoundPeer":
+        """See EvaluatedModel."""
+        from epic_search.evaluation.peers import BM25Peer
+
+        meter = Meter()
+        settings = {
+            "search": "bm25",
+            "long_documents": "read whole",
+            "max_length": None,
+            "dtype": "float32",
+            "device": "cpu",
+        }
+        return BoundPeer(BM25Peer(meta=self.meta(condition), meter=meter), meter, settings)
+
+
+class BoundPeer:
+    """See Bound."""
+
+    def __init__(self, model: Any, meter: Meter, settings: dict[str, Any]) -> None:
+        self.instruction: str | None = None
+        self.demonstrations: list[list[str]] = []
+        self.model = model
+        self.meter = meter
+        self.settings = settings
+
+    def query_seconds(self, query: str) -> float:
+        """See Bound."""
+        seconds: float = self.model.query_seconds(query)
+        return seconds
+
+
+def machine() -> str:
+    """The processor or GPU, and how many cores there are."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:  # not Linux
+        pass
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} x {cpu}{gpu}"
+
+
+def _meta(name: str, revision: str, experiment: dict[str, Any]) -> "ModelMeta":
+    from mteb.models import ModelMeta
+
+    overwrites = {"name": name, "revision": revision, "experiment_kwargs": experiment or None}
+    return ModelMeta.create_empty(overwrites=overwrites)
+
+
+def _require(*modules: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"evaluating this model needs {' and '.join(missing)}; install them with pip install 'epic-search[eval]'"
+        )
+
+
+def _last_part(reference: str) -> str:
+    return reference.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of a model on the hub, downloaded if need be; its name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    unneeded = ["*.bin", "*.onnx", "*.ot", "*.h5", "*.msgpack", "openvino/*", "onnx/*"]
+    try:
+        return Path(snapshot_download(hub_id, ignore_patterns=unneeded))
+    except (OSError, HFValidationError) as error:  # the hub's own errors and those of the network derive from OSError
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"'{hub_id}' is neither a folder nor a model that could be fetched from the hub ({first_line}); "
+            "give the folder of a sentence-transformers model: st:FOLDER"
+        ) from error

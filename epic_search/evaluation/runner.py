@@ -1,0 +1,233 @@
+"""The evaluation loop: every model on every task under every condition, resumable, no failure stopping the rest.
+
+Results are mteb's own files in mteb's cache layout: `OUT/results/MODEL/REVISION/[experiments/CONDITION/]TASK.json`. In
+each entry of scores stands one more key, `epic_search`: the prompt that was used, what it cost, and the settings.
+`items/TASK.json` beside it holds the score of each query or text, from which intervals and paired differences come.
+"""
+
+import json
+import logging
+import shutil
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from epic_search.errors import UserError
+from epic_search.evaluation.demonstrations import ClassDemonstrations
+from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, versions, write_json
+from epic_search.evaluation.kinds import Control
+from epic_search.evaluation.models import Condition, EvaluatedModel, machine
+from epic_search.evaluation.tasks import EvalTask
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: every model on every task, with each number of demonstrations, seeds and controls.
+
+    `pairs` is a file of demonstrations for all tasks, in place of their training splits; `classes` tells what a
+    demonstration of a class shows. `command` is kept with the results.
+    """
+
+    tasks: Sequence[EvalTask]
+    models: Sequence[EvaluatedModel]
+    demos: Sequence[int] = (0,)
+    seeds: Sequence[int] = (0,)
+    controls: Sequence[Control] = ()
+    pairs: Path | None = None
+    classes: ClassDemonstrations = "examples"
+    command: str = ""
+
+    def conditions(self, model: EvaluatedModel) -> list[Condition]:
+        """Those that make a difference to a model: without prompts there is only one."""
+        if not model.takes_prompts:
+            return [Condition()]
+        conditions = [Condition()] if 0 in self.demos else []
+        for control in (None, *self.controls):
+            conditions += [Condition(k, seed, control) for k in self.demos if k for seed in self.seeds]
+        return conditions
+
+    def jobs(self) -> Iterator[tuple[EvaluatedModel, EvalTask, Condition]]:
+        """All that is to be done, in order: one corpus at a time, under all its prompts."""
+        for model in self.models:
+            for task in self.tasks:
+                if task.kind in model.kinds:
+                    for condition in self.conditions(model):
+                        yield model, task, condition
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One job begun or ended. `score` is a fraction; `error` is one sentence."""
+
+    state: Literal["running", "done", "kept", "failed"]
+    number: int
+    total: int
+    model: str
+    task: str
+    condition: str
+    score: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that ended in an error; `mistake` tells that a user can put it right."""
+
+    model: str
+    task: str
+    condition: str
+    error: str
+    mistake: bool
+
+
+@dataclass
+class RunReport:
+    """What a run did."""
+
+    done: int = 0
+    kept: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def run(
+    plan: Plan, *, out: Path, overwrite: bool = False, report: Callable[[Progress], None] = lambda _: None
+) -> RunReport:
+    """Run what is not yet in `out`; everything again with `overwrite`.
+
+    Raises UserError, before anything runs, when `out` holds results of another version of a model, and when no model
+    can do any of the tasks. An error in one job is reported and the next one runs; Ctrl-C ends the run with all
+    finished jobs kept.
+    """
+    from mteb.cache import ResultCache
+
+    jobs = list(plan.jobs())
+    if not jobs:
+        names = ", ".join(model.label for model in plan.models)
+        raise UserError(f"there is nothing to run: {names} cannot do any of the {len(plan.tasks)} tasks given")
+    _require_same_models(plan, out)
+    done = RunReport()
+    _save_run(plan, out, done)
+    _hush()
+    cache, pools = ResultCache(out), Pools(pairs=plan.pairs, classes=plan.classes)
+    for number, (model, task, condition) in enumerate(jobs, 1):
+        here = Progress("running", number, len(jobs), model.label, task.name, str(condition))
+        report(here)
+        started = time.monotonic()
+        try:
+            job = Job(model, task, condition, cache, out)
+            score = None if overwrite else job.stored_score(pools)
+            if score is not None:
+                done.kept += 1
+                report(replace(here, state="kept", score=score))
+                continue
+            score = job.run(pools)
+        except Exception as error:
+            # Whatever one model does on one task, the rest of a long run is worth having.
+            mistake = isinstance(error, UserError) or _is_network_error(error)
+            failure = Failure(model.label, task.name, str(condition), sentence(error), mistake)
+            done.failures.append(failure)
+            _log(out, failure)
+            report(replace(here, state="failed", error=failure.error, seconds=time.monotonic() - started))
+        else:
+            done.done += 1
+            report(replace(here, state="done", score=score, seconds=time.monotonic() - started))
+        finally:
+            _save_run(plan, out, done)
+            if number == len(jobs) or jobs[number][:2] != (model, task):
+                shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+    return done
+
+
+def sentence(error: Exception) -> str:
+    """An error in one sentence: a user's own, the way around a missing network, or else type and message."""
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_network_error(error):
+        return (
+            f"the task's data could not be fetched from the Hugging Face hub ({type(error).__name__}); without a "
+            "network, give a folder of data, in BEIR's or one of the other layouts: epic-search eval FOLDER"
+        )
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _is_network_error(error: BaseException | None) -> bool:
+    """Whether a connection that failed, or the hub's offline mode, stands anywhere in the chain of causes."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None:
+        # httpx and requests name theirs ConnectError and ConnectionError; datasets raises the built-in one.
+        if isinstance(error, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "ReadTimeout"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _require_same_models(plan: Plan, out: Path) -> None:
+    labels = [model.label for model in plan.models]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"two models are called '{label}'; give one a name of its own: --model NAME={label}")
+    known = _read_run(out).get("models", {})
+    for model in plan.models:
+        there = known.get(model.label)
+        if there is not None and (there["name"], there["revision"]) != (model.name, model.revision):
+            raise UserError(
+                f"{out} holds results of '{model.label}' {there['revision']}, and this one is {model.revision}; "
+                "name another folder with --out, or give this model a name of its own: --model NAME=..."
+            )
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    file = out / RUN_FILE
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}); name another folder with --out, or delete that file"
+        ) from error
+
+
+def _save_run(plan: Plan, out: Path, report: RunReport) -> None:
+    models = {model.label: {"name": model.name, "revision": model.revision} for model in plan.models}
+    known = _read_run(out)
+    record = {
+        "models": known.get("models", {}) | models,
+        "tasks": list(dict.fromkeys([*known.get("tasks", []), *(task.name for task in plan.tasks)])),
+        "command": plan.command,
+        "commands": list(dict.fromkeys([*known.get("commands", []), plan.command])),
+        "seeds": list(plan.seeds),
+        "machine": machine(),
+        "versions": versions(),
+        "failures": [asdict(failure) for failure in report.failures],
+    }
+    write_json(out / RUN_FILE, record)
+
+
+def _hush() -> None:
+    """Let libraries keep their progress bars and remarks to themselves: the reporter tells what goes on."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    for name in ("mteb", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=name)
+
+
+def _log(out: Path, failure: Failure) -> None:
+    """The whole traceback of a failure, for whoever looks for its cause."""
+    with (out / "failures.log").open("a", encoding="utf-8") as file:
+        file.write(f"{failure.model}, {failure.task}, {failure.condition}\n{traceback.format_exc()}\n")

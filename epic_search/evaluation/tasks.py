@@ -1,0 +1,295 @@
+"""What is evaluated: `EvalTask`, made from a local folder or from a task or benchmark of mteb.
+
+A local folder becomes a task object of mteb's own classes, so that its scores come from mteb's code.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from epic_search.errors import UserError
+from epic_search.evaluation.folder import TEST, TRAIN, Columns, Folder, read_folder
+from epic_search.evaluation.instructions import instruction_for
+from epic_search.evaluation.kinds import MTEB_TYPES, SEARCH_KINDS, Kind
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+SEED = 42  # of the draws of `limit` and `set_aside`
+MAIN_SCORES: dict[Kind, str] = {
+    "retrieval": "ndcg_at_10",
+    "reranking": "map_at_1000",
+    "sts": "cosine_spearman",
+    "pair_classification": "max_ap",
+    "classification": "accuracy",
+    "clustering": "v_measure",
+}
+CLUSTERED = 2048  # texts that MTEB's newer clustering tasks embed at most
+# The columns in which a test with one value only has no score.
+VARYING: dict[Kind, str] = {
+    "sts": "score",
+    "pair_classification": "label",
+    "classification": "label",
+    "clustering": "label",
+}
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """A JSONL file (.gz too) of demonstrations; with `task`, only its rows of that task: training files mix several."""
+
+    path: Path
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """A task of a run. `name` is unique within it: a folder's name or mteb's.
+
+    `make` gives a new mteb task at each call, since an evaluation uses up a task's random state. `instruction` is the
+    sentence for the prompt, None for none. `pairs` are demonstrations for a task without a training split.
+    """
+
+    name: str
+    kind: Kind
+    make: "Callable[[], AbsTask]"
+    instruction: str | None
+    pairs: PairFile | None = None
+
+
+def folder_task(
+    path: Path,
+    *,
+    name: str | None = None,
+    kind: Kind | None = None,
+    instruction: str | None = None,
+    pairs: PairFile | None = None,
+    limit: int | None = None,
+    set_aside: int | None = None,
+    own_document: str | None = None,
+) -> EvalTask:
+    """A local folder as a task; reads and checks all of it.
+
+    `limit`: so many test rows (queries in retrieval and reranking, of which the corpus stays whole), always the same.
+    `set_aside`: so many test rows are taken out of the test and become its training split.
+    `own_document`: the query "t17" was made from the document "17" where this is "t"; a query's own document is no hit.
+    `instruction`: "" for none; by default what `instructions.toml` says.
+    Raises UserError for data that cannot be read and for options that do not fit them.
+    """
+    folder = read_folder(path, kind=kind)
+    splits = _draw(folder, limit=limit, set_aside=set_aside)
+    if own_document is not None:
+        splits = {split: _own_ids(folder, columns, own_document) for split, columns in splits.items()}
+    if folder.kind == "classification" and TRAIN not in splits:
+        raise UserError(f"{path} lacks train.jsonl, which a classifier learns from; add it or use set_aside in a suite")
+    _check_test(folder, splits[TEST])
+    name = name or path.resolve().name
+    if instruction is None:
+        instruction = instruction_for(name, folder.kind)
+    options = {"kind": folder.kind, "limit": limit, "set_aside": set_aside, "own_document": own_document}
+    revision = hashlib.sha256(f"{folder.digest} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
+    attributes = _attributes(folder, splits)
+    if own_document is not None:
+        attributes["ignore_identical_ids"] = True
+
+    def make() -> "AbsTask":
+        return _mteb_class(folder, splits, name, revision, instruction, attributes)()
+
+    return EvalTask(name, folder.kind, make, instruction or None, pairs)
+
+
+def mteb_tasks(name: str, *, instruction: str | None = None, pairs: PairFile | None = None) -> list[EvalTask]:
+    """A task of mteb by its name: the English part of a multilingual one, the parts of an aggregate (CQADupstack).
+
+    Raises KeyError for a name that mteb does not know, and UserError for a task of another kind than ours.
+    """
+    import mteb
+
+    try:
+        task = mteb.get_task(name, languages=["eng"], exclusive_language_filter=True)
+    except ValueError:  # no English part
+        task = mteb.get_task(name)
+    return [_mteb_task(part, instruction, pairs) for part in _parts(task)]
+
+
+def benchmark_tasks(name: str, *, say: Callable[[str], None] = lambda _: None) -> list[EvalTask]:
+    """The tasks of a benchmark of mteb, with the languages and splits that it uses; `say` hears what is left out.
+
+    Raises KeyError for a name that mteb does not know, and UserError for a benchmark without a task of our six kinds.
+    """
+    import mteb
+
+    parts = [part for task in mteb.get_benchmark(name).tasks for part in _parts(task)]
+    fitting = [part for part in parts if _kind(part) is not None]
+    if not fitting:
+        raise UserError(f"the benchmark {name} has no text task of {_allowed()}, which can be evaluated")
+    for part in parts:
+        if _kind(part) is None:
+            say(f"{name}: left out {part.metadata.name}, a task of type {part.metadata.type}")
+    return [_mteb_task(part, None, None) for part in fitting]
+
+
+def _parts(task: "AbsTask") -> "Iterator[AbsTask]":
+    if task.is_aggregate:
+        for part in task.metadata.tasks:  # type: ignore[attr-defined]
+            yield from _parts(part)
+    else:
+        yield task
+
+
+def _kind(task: "AbsTask") -> Kind | None:
+    kinds = [kind for kind, mteb_type in MTEB_TYPES.items() if mteb_type == task.metadata.type]
+    return kinds[0] if kinds and task.modalities == ["text"] else None
+
+
+def _allowed() -> str:
+    return f"the types {', '.join(MTEB_TYPES.values())}"
+
+
+def _mteb_task(task: "AbsTask", instruction: str | None, pairs: PairFile | None) -> EvalTask:
+    name, kind = task.metadata.name, _kind(task)
+    if kind is None:
+        raise UserError(
+            f"{name} is a task of type {task.metadata.type} ({', '.join(task.modalities)}); "
+            f"text tasks of {_allowed()} can be evaluated"
+        )
+    if instruction is None:
+        instruction = instruction_for(name, kind, prompt=task.metadata.prompt)  # type: ignore[arg-type]
+    task_class, subsets, eval_splits = type(task), list(task.hf_subsets), list(task.eval_splits)
+
+    def make() -> "AbsTask":
+        fresh = task_class()
+        fresh.hf_subsets = list(subsets)
+        return fresh.filter_eval_splits(eval_splits)
+
+    return EvalTask(name, kind, make, instruction or None, pairs)
+
+
+def _draw(folder: Folder, *, limit: int | None, set_aside: int | None) -> dict[str, Columns]:
+    """The splits after `set_aside` and then `limit`, rows in their old order."""
+    test = folder.splits[TEST]
+    total = len(next(iter(test.values())))
+    order = np.random.default_rng(SEED).permutation(total)
+    splits = dict(folder.splits)
+    if set_aside is not None:
+        if TRAIN in splits:
+            raise UserError(f"{folder.path} has a training split of its own; leave out set_aside = {set_aside}")
+        if set_aside >= total:
+            raise UserError(f"set_aside = {set_aside} leaves nothing of the {total} test rows of {folder.path}")
+        splits[TRAIN] = _rows(test, order[:set_aside])
+    splits[TEST] = _rows(test, order[set_aside or 0 :][:limit])
+    return splits
+
+
+def _rows(columns: Columns, chosen: np.ndarray) -> Columns:
+    return {name: [values[i] for i in np.sort(chosen)] for name, values in columns.items()}
+
+
+def _own_ids(folder: Folder, columns: Columns, prefix: str) -> Columns:
+    if folder.kind != "retrieval":
+        raise UserError(f"own_document = '{prefix}' is for retrieval, and {folder.path} is {folder.kind}")
+    for name in columns["id"]:
+        if not name.startswith(prefix):
+            raise UserError(
+                f"{folder.path}: the id of the query '{name}' does not begin with own_document = '{prefix}'"
+            )
+    return {**columns, "id": [name.removeprefix(prefix) for name in columns["id"]]}
+
+
+def _check_test(folder: Folder, test: Columns) -> None:
+    if folder.kind in VARYING:
+        values = test[VARYING[folder.kind]]
+        if len(set(values)) < 2:
+            raise UserError(
+                f"{folder.path}: the {VARYING[folder.kind]} of all {len(values)} test rows is {values[0]}; "
+                "without a second one there is nothing to tell apart"
+            )
+
+
+def _attributes(folder: Folder, splits: dict[str, Columns]) -> dict[str, Any]:
+    """What mteb's task class of this kind has to know about the data."""
+    match folder.kind:
+        case "sts":
+            scores = [score for columns in splits.values() for score in columns["score"]]
+            return {"min_score": math.floor(min(scores)), "max_score": math.ceil(max(scores))}
+        case "clustering":
+            return {
+                "input_column_name": "text",
+                "label_column_name": "label",
+                "max_fraction_of_documents_to_embed": None,
+                "max_document_to_embed": CLUSTERED,
+            }
+        case _:
+            return {}
+
+
+def _mteb_class(
+    folder: Folder,
+    splits: dict[str, Columns],
+    name: str,
+    revision: str,
+    instruction: str | None,
+    attributes: dict[str, Any],
+) -> "type[AbsTask]":
+    """A class and not only an object, because mteb looks metadata up in classes."""
+    from mteb import abstasks
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    bases: dict[Kind, type[AbsTask]] = {
+        "retrieval": abstasks.AbsTaskRetrieval,
+        "reranking": abstasks.AbsTaskRetrieval,
+        "sts": abstasks.AbsTaskSTS,
+        "pair_classification": abstasks.AbsTaskPairClassification,
+        "classification": abstasks.AbsTaskClassification,
+        "clustering": abstasks.AbsTaskClustering,
+    }
+    metadata = TaskMetadata(
+        name=name,
+        description=f"The local folder {folder.path.resolve().name}.",
+        type=MTEB_TYPES[folder.kind],
+        dataset={"path": folder.path.resolve().name, "revision": revision},
+        eval_splits=[TEST],
+        eval_langs=["eng-Latn"],
+        main_score=MAIN_SCORES[folder.kind],
+        prompt=({"query": instruction} if folder.kind in SEARCH_KINDS else instruction) if instruction else None,
+    )
+
+    def load_data(self: "AbsTask", *args: Any, **options: Any) -> None:
+        if not self.data_loaded:
+            self.dataset = _dataset(folder, splits)
+            self.data_loaded = True
+
+    return type("FolderTask", (bases[folder.kind],), {"metadata": metadata, "load_data": load_data, **attributes})
+
+
+def _dataset(folder: Folder, splits: dict[str, Columns]) -> Any:
+    """The splits in the form that mteb's task class of this kind has after loading."""
+    from datasets import Dataset, DatasetDict
+
+    if folder.corpus is None:
+        if folder.kind == "pair_classification":  # mteb calls the column "labels" here
+            splits = {
+                split: {("labels" if name == "label" else name): values for name, values in columns.items()}
+                for split, columns in splits.items()
+            }
+        return DatasetDict({split: Dataset.from_dict(columns) for split, columns in splits.items()})
+    corpus = Dataset.from_dict(folder.corpus)
+    return {
+        "default": {
+            split: {
+                "corpus": corpus,
+                "queries": Dataset.from_dict({"id": columns["id"], "text": columns["text"]}),
+                "relevant_docs": dict(zip(columns["id"], columns["relevant"], strict=True)),
+                "top_ranked": dict(zip(columns["id"], columns["candidates"], strict=True))
+                if "candidates" in columns
+                else None,
+            }
+            for split, columns in splits.items()
+        }
+    }
