@@ -2,26 +2,25 @@
 
     python benchmarks/demonstrations.py --model epic-mini --set trec_question --set stackoverflow_titles
 
-Passages are texts of known class, encoded once and without a prompt. Queries are other texts of the same set; a
-demonstration is a pair of texts of one class, the classes in turn. Two measures: precision@10 (share of the ten
-nearest passages that have the query's class) and the accuracy of the nearest class mean with 8 passages a class.
-Controls: "shuffled" pairs each query text with a passage of another class; "wrong task" shows pairs of another set;
-"random" puts random unit vectors in the slots. Each condition with and without the instruction; mean and range over
---seeds draws of passages, queries and demonstrations. Data: EPIC_SEARCH_DATA (default ../shared/data).
+`epic-search eval` asks this of tasks as they are; here the question is put as sharply as it can be. Passages are texts
+of known class, encoded once and without a prompt. Queries are other texts of the same set; a demonstration is a pair of
+texts of one class, the classes in turn. Two measures: precision@10 (share of the ten nearest passages that have the
+query's class) and the accuracy of the nearest class mean with 8 passages a class. Each condition with and without the
+instruction, since without it nothing else tells the relation; mean and range over --seeds draws of passages, queries
+and demonstrations. Data: EPIC_SEARCH_DATA (default ../shared/data).
 """
 
-import dataclasses
 import json
 import os
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from epic_search.encoder import Demonstration, Encoder, Prompt
-from epic_search.errors import UserError
+from epic_search.encoder import Encoder
+from epic_search.evaluation.demonstrations import Pool, class_pairs, make_prompt
+from epic_search.evaluation.kinds import CONTROLS
 
 DATA = Path(os.environ.get("EPIC_SEARCH_DATA", "../shared/data"))
 # Set: its instruction, the files that passages and demonstrations come from, and the file of the queries.
@@ -32,8 +31,6 @@ SETS = {
     "tweet_emotion": ("Retrieve a tweet with the same emotion", "train.jsonl", "test.jsonl"),
     "sst2": ("Retrieve a film review with the same sentiment", "train.jsonl", "test.jsonl"),
 }
-WRONG = dict(zip(SETS, [*list(SETS)[1:], next(iter(SETS))], strict=True))  # the set that is shown as the wrong task
-CONDITIONS = ("none", "true", "shuffled", "wrong task", "random")
 
 
 def main(
@@ -62,12 +59,18 @@ def main(
                 pool_rows = np.setdiff1d(pool_rows, query_rows)[rng.permutation(len(pool) - len(query_rows))]
             held, shown = [pool[i] for i in pool_rows[:passages]], [pool[i] for i in pool_rows[passages:]]
             passages_PE = encoder.encode_passages([text for text, _ in held])
-            pairs = {"true": draw(shown, k, rng)}
-            pairs["shuffled"] = shuffled(pairs["true"])
-            pairs["wrong task"] = draw(read(DATA / "eval" / WRONG[name] / SETS[WRONG[name]][1]), k, rng)
+            texts, labels = zip(*shown, strict=True)
+            shown_pairs = Pool(tuple(class_pairs(texts, labels, classes="examples")), source=name)
             for instruction in (task, None):
-                for condition in CONDITIONS:
-                    prompt = make_prompt(encoder, instruction, condition, pairs, rng)
+                for condition in ("none", "true", *CONTROLS):
+                    prompt = make_prompt(
+                        encoder,
+                        instruction=instruction,
+                        pool=shown_pairs,
+                        k=0 if condition == "none" else k,
+                        seed=seed,
+                        control=condition if condition in CONTROLS else None,
+                    )
                     queries_QE = encoder.encode_queries([asked[i][0] for i in query_rows], prompt=prompt)
                     result = measure(
                         queries_QE, [asked[i][1] for i in query_rows], passages_PE, [label for _, label in held]
@@ -96,42 +99,6 @@ def main(
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def draw(rows: list[tuple[str, str]], k: int, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """k triples (text, text of the same class, class), going through the classes in turn."""
-    by_label: dict[str, list[str]] = {}
-    for text, label in rows:
-        by_label.setdefault(label, []).append(text)
-    labels = [label for label in rng.permutation(sorted(by_label)) if len(by_label[label]) >= 2 * k]
-    if len(labels) < 2:
-        raise UserError(f"too few texts a class for {k} demonstrations; ask for fewer with --k or a smaller pool")
-    return [(*by_label[label][2 * i : 2 * i + 2], label) for i, label in zip(range(k), cycle(labels), strict=False)]
-
-
-def shuffled(pairs: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Each query text with the passage of the next pair that is of another class."""
-    others = [next(p for p in pairs[i + 1 :] + pairs[:i] if p[2] != label) for i, (_, _, label) in enumerate(pairs)]
-    return [(query, other[1], label) for (query, _, label), other in zip(pairs, others, strict=True)]
-
-
-def make_prompt(
-    encoder: Encoder,
-    task: str | None,
-    condition: str,
-    pairs: dict[str, list[tuple[str, str, str]]],
-    rng: np.random.Generator,
-) -> Prompt:
-    """A prompt under one condition."""
-    if condition == "none":
-        return encoder.prompt(task=task)
-    chosen = pairs["true" if condition == "random" else condition]
-    prompt = encoder.prompt(task=task, demonstrations=[Demonstration(query=q, passage=p) for q, p, _ in chosen])
-    if condition != "random":
-        return prompt
-    noise_SE = rng.standard_normal(prompt.vectors_SE.shape).astype(np.float32)
-    noise_SE /= np.linalg.norm(noise_SE, axis=1, keepdims=True)
-    return dataclasses.replace(prompt, vectors_SE=noise_SE)
-
-
 def measure(
     queries_QE: np.ndarray, query_labels: list[str], passages_PE: np.ndarray, passage_labels: list[str]
 ) -> tuple[float, float]:
@@ -147,6 +114,7 @@ def measure(
 
 
 def read(path: Path) -> list[tuple[str, str]]:
+    """(text, label) of each line."""
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [(row["text"], str(row["label"])) for row in rows]

@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +57,8 @@ class Pool:
         by_label: dict[str | None, list[Pair]] = {}
         for pair in shuffled:
             by_label.setdefault(pair.label, []).append(pair)
-        chosen = list(islice((pair for pair in _in_turn(list(by_label.values())) if fits(pair)), k))
+        in_turn = (pair for turn in zip_longest(*by_label.values()) for pair in turn if pair is not None)
+        chosen = list(islice(filter(fits, in_turn), k))
         if len(chosen) < k:
             raise UserError(
                 f"{k} demonstrations were asked for, and {self.source} holds {len(self.pairs)} pairs of which only "
@@ -127,6 +128,18 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     return _pool(pairs, f"the file {file.path.name}", tested)
 
 
+def class_pairs(texts: Sequence[str], labels: Sequence[str], *, classes: ClassDemonstrations) -> Iterator[Pair]:
+    """Pairs that demonstrate classes: two texts of one ("examples", no text twice), or a text and its class's name."""
+    by_label: dict[str, list[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        by_label.setdefault(label, []).append(text)
+    for label, members in by_label.items():
+        if classes == "names":
+            yield from (Pair(text, label, label) for text in members)
+        else:
+            yield from (Pair(a, b, label) for a, b in zip(members[::2], members[1::2], strict=False))
+
+
 def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> Pool:
     """Pairs of the training split of a loaded task, without those that show a text of its test.
 
@@ -178,21 +191,6 @@ def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
     return Pool(kept, source)
 
 
-def _in_turn(groups: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
-    """One of each group, then the next of each."""
-    iterators = [iter(group) for group in groups]
-    turns = cycle(range(len(groups)))
-    left = set(range(len(groups)))
-    while left:
-        turn = next(turns)
-        if turn in left:
-            pair = next(iterators[turn], None)
-            if pair is None:
-                left.discard(turn)
-            else:
-                yield pair
-
-
 def _subsets(task: "AbsTask") -> list[tuple[str, dict[str, Any]]]:
     """(subset, {split: rows}) of a loaded task; mteb keeps single-subset data sometimes under a name, sometimes not."""
     dataset: Any = task.dataset
@@ -230,7 +228,9 @@ def _pairs(task: "AbsTask", kind: Kind, rows: Any, classes: ClassDemonstrations)
                 if label == 1:
                     yield Pair(a, b)
         case "classification" | "clustering":
-            yield from _class_pairs(task, rows, classes)
+            named = "label_text" if "label_text" in rows.column_names else task.label_column_name  # type: ignore[attr-defined]
+            labels = [json.dumps(label) if isinstance(label, list) else str(label) for label in rows[named]]
+            yield from class_pairs(list(rows[task.input_column_name]), labels, classes=classes)  # type: ignore[attr-defined]
 
 
 def _relevant_pairs(rows: Any) -> Iterator[Pair]:
@@ -242,20 +242,6 @@ def _relevant_pairs(rows: Any) -> Iterator[Pair]:
             if grade > 0 and query in queries and document in documents:
                 row = documents[document]
                 yield Pair(queries[query], "\n".join(part for part in (row.get("title") or "", row["text"]) if part))
-
-
-def _class_pairs(task: "AbsTask", rows: Any, classes: ClassDemonstrations) -> Iterator[Pair]:
-    texts = list(rows[task.input_column_name])  # type: ignore[attr-defined]
-    column = "label_text" if "label_text" in rows.column_names else task.label_column_name  # type: ignore[attr-defined]
-    labels = list(rows[column])
-    by_label: dict[str, list[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        by_label.setdefault(json.dumps(label) if isinstance(label, list) else str(label), []).append(text)
-    for label, members in by_label.items():
-        if classes == "names":
-            yield from (Pair(text, label, label) for text in members)
-        else:
-            yield from (Pair(a, b, label) for a, b in zip(members[::2], members[1::2], strict=False))
 
 
 def _hub_train_split(task: "AbsTask") -> list[Any]:
