@@ -99,7 +99,8 @@ class Searcher:
         fields = None if texts else ("id",)
         hits: list[list[Hit]] = [[] for _ in vectors_QE]
         open_queries = list(range(len(vectors_QE)))
-        limit = 2 * k
+        # Where every document is one passage, the k nearest passages are the answer.
+        limit = k if self._contents.passages == self._contents.documents else 2 * k
         while open_queries:
             limit = min(limit, self._contents.passages)
             if limit == 0:

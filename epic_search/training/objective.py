@@ -66,6 +66,8 @@ def epic_losses(
     told_Q = ~torch.from_numpy(batch.untold_Q).to(encoder.device)
     scores_QP = query_QE @ passage_PE.T
     loss_1, accuracy_1 = info_nce(scores_QP, allowed_QP, told_Q, objective)
+    if encoder.config.pooling == "concat":
+        loss_1 = loss_1 + halves_loss(query_QE, passage_PE, allowed_QP, told_Q, objective)
     total = loss_1
     tokens = sum(map(len, rows_1)) + sum(map(len, passage_rows))
 
@@ -85,6 +87,8 @@ def epic_losses(
         visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(encoder.device)
         told_Q = told_Q | torch.tensor([len(d) > 0 for d in shown], device=encoder.device)
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, visible_QP, told_Q, objective)
+        if encoder.config.pooling == "concat":
+            loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, visible_QP, told_Q, objective)
         total = total + loss_2
         tokens += sum(map(len, rows_2))
 
@@ -166,6 +170,20 @@ def info_nce(
     count = int(told_Q.sum())
     accuracy = int((hits_Q & told_Q).sum()) / count if count else None
     return (losses_Q * told_Q).sum() / max(1, count), accuracy
+
+
+def halves_loss(
+    query_QE: Tensor, passage_PE: Tensor, allowed_QP: Tensor, told_Q: Tensor, objective: Objective
+) -> Tensor:
+    """`half_weight` times the InfoNCE losses of the Contextual half and of the EOS half, each ranking by itself.
+
+    Without it the Contextual half, good from the first step, leaves the EOS half nothing to learn.
+    """
+    losses = [
+        info_nce(F.normalize(query_QH, dim=1) @ F.normalize(passage_PH, dim=1).T, allowed_QP, told_Q, objective)[0]
+        for query_QH, passage_PH in zip(query_QE.chunk(2, dim=1), passage_PE.chunk(2, dim=1), strict=True)
+    ]
+    return objective.half_weight * torch.stack(losses).sum()
 
 
 def distill(scores_QP: Tensor, teacher_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> Tensor:

@@ -75,7 +75,8 @@ class Objective(StrictModel):
     """The EPIC objective (arXiv 2605.01372): InfoNCE without and with soft demonstrations.
 
     `distill_weight` adds a KL term towards the frozen Contextual encoder's in-batch scores at `distill_temperature`.
-    `label_weight` scales the loss of label batches.
+    `label_weight` scales the loss of label batches. `half_weight` adds, for pooling "concat", the losses of the
+    Contextual and of the EOS half by themselves.
     """
 
     temperature: float = Field(0.02, gt=0)
@@ -85,6 +86,7 @@ class Objective(StrictModel):
     distill_weight: float = Field(0.0, ge=0)
     distill_temperature: float = Field(0.05, gt=0)
     label_weight: float = Field(1.0, gt=0)
+    half_weight: float = Field(0.0, ge=0)
 
 
 class Optimizer(StrictModel):
