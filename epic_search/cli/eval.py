@@ -103,7 +103,9 @@ def run(
     max_length: Annotated[
         int | None,
         typer.Option(
-            min=8, help="Cut texts at so many tokens, for all models. Default: each model's own.", show_default=False
+            min=8,
+            help="Let encoders read at most so many tokens at once. Default: each model's own.",
+            show_default=False,
         ),
     ] = None,
     device: options.Device = "auto",
@@ -133,9 +135,10 @@ def run(
         from epic_search.evaluation.runner import run as evaluate
         from epic_search.evaluation.suite import find_tasks
 
+        notes: list[str] = []
         settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
         plan = Plan(
-            tasks=find_tasks(tasks, say=console.note),
+            tasks=find_tasks(tasks, say=notes.append),
             models=[find_model(model, settings=settings) for model in dict.fromkeys(models)],
             demos=numbers,
             seeds=wanted_seeds,
@@ -143,15 +146,21 @@ def run(
             pairs=pairs,
             classes=classes,
             command=ctx.meta[COMMAND],
+            notes=notes,
         )
+    for remark in notes:
+        console.note(remark)
     with console.progress_bar("evaluating") as bar:
         done = evaluate(plan, out=folder, overwrite=overwrite, report=_reporter(bar))
+    _print_failures(done, folder)
     if done.done or done.kept:
         results = read_results(folder)
         markdown, page = write_report(folder, results, run=read_run(folder))
         _print_results(results, as_json=json, done=done, folder=folder)
         console.note(f"results in {folder}: {page.name}, {markdown.name}")
-    _tell_failures(done, folder)
+    if done.failures:
+        mistakes_alone = not done.done and not done.kept and all(failure.mistake for failure in done.failures)
+        raise typer.Exit(console.EXIT_USER_ERROR if mistakes_alone else EXIT_FAILED_TASKS)
 
 
 @app.command(no_args_is_help=True)
@@ -273,7 +282,7 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
                     }
                     for result in results
                 ],
-                "failures": [vars(failure) for failure in done.failures] if done else [],
+                "failures": [failure.model_dump(exclude={"mistake"}) for failure in done.failures] if done else [],
             }
         )
         return
@@ -285,14 +294,12 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
         console.print_table(columns, rows, numbers=columns[1:])
 
 
-def _tell_failures(done: "RunReport", folder: Path) -> None:
+def _print_failures(done: "RunReport", folder: Path) -> None:
     if not done.failures:
         return
     console.note(f"{len(done.failures)} failed, with tracebacks in {folder / 'failures.log'}:")
     for failure in done.failures:
         console.note(f"  {failure.model} on {failure.task}, {failure.condition}: {failure.error}")
-    mistakes_alone = not done.done and not done.kept and all(failure.mistake for failure in done.failures)
-    raise typer.Exit(console.EXIT_USER_ERROR if mistakes_alone else EXIT_FAILED_TASKS)
 
 
 def _pair_json(pair: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from epic_search.evaluation.kinds import SEARCH_KINDS
 from epic_search.evaluation.table import MISSING, Entry, Table
 
 
@@ -11,7 +12,7 @@ class Spending:
     """One entry over some tasks. Query figures are means over those tasks that have them; the rest are sums or rates.
 
     `tokens_per_query` counts the prompt; `query_ms` is a query alone, its median within a task. `outside` is the share
-    of the wall time that was not spent encoding.
+    of the wall time that was not spent encoding. Rates and times leave out rankings whose corpus was already indexed.
     """
 
     tasks: int
@@ -27,14 +28,21 @@ def spending(table: Table, entry: Entry, tasks: Sequence[str]) -> Spending:
     """The cost of an entry over those of the tasks that it has; seeds count like tasks."""
     costs = [[result.cost for result in cell.results] for task in tasks if (cell := table.cells.get((entry, task)))]
     every = [cost for seeds in costs for cost in seeds]
-    encode = sum(cost["encode_seconds"] for cost in every)
-    wall = sum(cost["wall_seconds"] for cost in every)
+    whole = [
+        result.cost
+        for task in tasks
+        if (cell := table.cells.get((entry, task)))
+        for result in cell.results
+        if result.kind not in SEARCH_KINDS or result.cost["texts"] > result.cost["queries"]
+    ]
+    encode = sum(cost["encode_seconds"] for cost in whole)
+    wall = sum(cost["wall_seconds"] for cost in whole)
     return Spending(
         tasks=len(costs),
         tokens_per_query=_mean([cost["query_tokens"] for cost in every]),
         query_ms=_mean([cost["query_ms"] for cost in every]),
-        texts_per_second=sum(cost["texts"] for cost in every) / encode if encode else None,
-        tokens_per_second=sum(cost["tokens"] for cost in every) / encode if encode else None,
+        texts_per_second=sum(cost["texts"] for cost in whole) / encode if encode else None,
+        tokens_per_second=sum(cost["tokens"] for cost in whole) / encode if encode else None,
         outside=1 - encode / wall if encode and wall else None,
         wall_seconds=wall,
     )

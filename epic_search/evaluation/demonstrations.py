@@ -17,7 +17,8 @@ import numpy as np
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.errors import UserError
-from epic_search.evaluation.kinds import Control, Kind
+from epic_search.evaluation.kinds import SEARCH_KINDS, Control, Kind
+from epic_search.evaluation.splits import subsets, unwrapped
 from epic_search.evaluation.tasks import PairFile
 from epic_search.training.pairs import read_jsonl
 
@@ -28,7 +29,8 @@ ClassDemonstrations = Literal["examples", "names"]
 
 TRAIN = "train"
 WRONG_TASK = Path(__file__).with_name("wrong_task.jsonl")
-SIMILAR_ENOUGH = 0.8  # of the highest score: from there a pair of an STS training split demonstrates similarity
+SIMILAR_ENOUGH = 0.8  # of the range of scores: from there a pair of an STS training split demonstrates similarity
+SPARE = 64  # further pairs that are looked through for a wrong passage
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,7 @@ class Pool:
 
         Raises UserError when fewer than `k` pairs fit.
         """
-        order = np.random.default_rng([seed, zlib.crc32(self.source.encode())]).permutation(len(self.pairs))
-        shuffled = (self.pairs[i] for i in order)
-        by_label: dict[str | None, list[Pair]] = {}
-        for pair in shuffled:
-            by_label.setdefault(pair.label, []).append(pair)
-        in_turn = (pair for turn in zip_longest(*by_label.values()) for pair in turn if pair is not None)
-        chosen = list(islice(filter(fits, in_turn), k))
+        chosen = list(islice(filter(fits, self._in_random_order(seed)), k))
         if len(chosen) < k:
             raise UserError(
                 f"{k} demonstrations were asked for, and {self.source} holds {len(self.pairs)} pairs of which only "
@@ -66,49 +62,64 @@ class Pool:
             )
         return chosen
 
+    def draw_shuffled(self, k: int, *, seed: int, fits: Callable[[Pair], bool]) -> list[Pair]:
+        """The queries of `draw`, each with a passage that is right for none of its pairs and not of its class.
+
+        Raises UserError as `draw` does, and where every other passage is right.
+        """
+        true = self.draw(k, seed=seed, fits=fits)
+        right: dict[str, set[str]] = {}
+        for pair in self.pairs:
+            right.setdefault(pair.query, set()).add(pair.passage)
+        # The passages of the other pairs come first, so that the texts shown are the same where that is possible.
+        spare = list(islice(filter(fits, self._in_random_order(seed)), k, 2 * k + SPARE))
+        wrong = []
+        for i, pair in enumerate(true):
+            for other in (*true[i + 1 :], *true[:i], *spare):
+                if other.passage not in right[pair.query] and (pair.label is None or other.label != pair.label):
+                    wrong.append(replace(pair, passage=other.passage))
+                    break
+            else:
+                raise UserError(
+                    f"{self.source} holds no passage that is wrong for '{pair.query[:60]}', which shuffled "
+                    "demonstrations need; give more pairs in a file"
+                )
+        return wrong
+
+    def _in_random_order(self, seed: int) -> Iterator[Pair]:
+        order = np.random.default_rng([seed, zlib.crc32(self.source.encode())]).permutation(len(self.pairs))
+        by_label: dict[str | None, list[Pair]] = {}
+        for i in order:
+            by_label.setdefault(self.pairs[i].label, []).append(self.pairs[i])
+        return (pair for turn in zip_longest(*by_label.values()) for pair in turn if pair is not None)
+
 
 def make_prompt(
     encoder: Encoder, *, instruction: str | None, pool: Pool | None, k: int, seed: int, control: Control | None
 ) -> Prompt:
     """The prompt of a task: its instruction with `k` demonstrations of the pool, or with one of the controls.
 
-    Raises UserError when the pool has too few pairs that `encoder` reads whole, or the prompt is too long for it.
+    `pool` is needed for true and for shuffled demonstrations. Raises UserError when it has too few pairs that `encoder`
+    reads whole, and when the prompt is too long.
     """
     if k == 0:
         return encoder.prompt(task=instruction)
-    assert pool is not None, k
 
     def fits(pair: Pair) -> bool:
         longest = encoder.config.max_length
         return all(len(ids) <= longest for ids in encoder.token_ids([pair.query, pair.passage], max_length=longest + 1))
 
-    if control == "wrong-task":
+    if control in ("wrong-task", "random"):
         pool = file_pool(PairFile(WRONG_TASK))
-    # One more than needed: a single pair has no other to take a wrong passage from.
-    pairs = pool.draw(k + 1 if control == "shuffled" else k, seed=seed, fits=fits)
-    if control == "shuffled":
-        pairs = shuffled(pairs)[:k]
+    assert pool is not None, (k, control)
+    draw = pool.draw_shuffled if control == "shuffled" else pool.draw
+    pairs = draw(k, seed=seed, fits=fits)
     demonstrations = [Demonstration(query=pair.query, passage=pair.passage) for pair in pairs]
     prompt = encoder.prompt(task=instruction, demonstrations=demonstrations)
     if control != "random":
         return prompt
     noise_SE = np.random.default_rng(seed).standard_normal(prompt.vectors_SE.shape).astype(np.float32)
     return replace(prompt, vectors_SE=noise_SE / np.linalg.norm(noise_SE, axis=1, keepdims=True))
-
-
-def shuffled(pairs: Sequence[Pair]) -> list[Pair]:
-    """Each query with the passage of the next pair that is of another class, or of the next pair at all."""
-    wrong = []
-    for i, pair in enumerate(pairs):
-        others = [*pairs[i + 1 :], *pairs[:i]]
-        other = next((other for other in others if other.label is None or other.label != pair.label), None)
-        if other is None:
-            raise UserError(
-                f"all {len(pairs)} pairs are of the class '{pair.label}', so none shows a wrong passage; "
-                "ask for more demonstrations"
-            )
-        wrong.append(replace(pair, passage=other.passage))
-    return wrong
 
 
 def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
@@ -148,8 +159,11 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
     and the name of its class ("names"). Raises UserError when there is no training split, or nothing in it.
     """
     name = task.metadata.name
-    rows = [split for _, splits in _subsets(task) if (split := splits.get(TRAIN)) is not None]
-    if not rows and kind in ("retrieval", "reranking"):
+    train = getattr(task, "train_split", TRAIN)
+    rows = [unwrapped(splits[train]) for _, splits in subsets(task) if train in splits]
+    if train in task.eval_splits:  # a cross-validated task is tested on its training split
+        rows = []
+    if not rows and kind in SEARCH_KINDS:
         rows = _hub_train_split(task)
     if not rows:
         raise UserError(
@@ -161,13 +175,20 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
 
 
 def tested_texts(task: "AbsTask", kind: Kind) -> frozenset[str]:
-    """Every text of the task's evaluation splits that is embedded as a query, in the form `comparable` gives it."""
+    """What no demonstration may show, in the form `comparable` gives it.
+
+    The texts of the evaluation splits that are embedded as queries and, for rankings, the documents relevant to them.
+    """
     texts: set[str] = set()
-    for _, splits in _subsets(task):
+    for _, splits in subsets(task):
         for split in task.eval_splits:
-            rows = splits[split]
-            for column in _query_columns(task, kind):
-                texts.update(map(comparable, rows["queries"]["text"] if "queries" in rows else rows[column]))
+            rows = unwrapped(splits[split])
+            if kind in SEARCH_KINDS:
+                texts.update(comparable(text) for text in rows["queries"]["text"] if isinstance(text, str))
+                texts.update(comparable(pair.passage) for pair in _relevant_pairs(rows))
+            else:
+                for column in _text_columns(task, kind):
+                    texts.update(map(comparable, rows[column]))
     return frozenset(texts)
 
 
@@ -191,46 +212,35 @@ def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
     return Pool(kept, source)
 
 
-def _subsets(task: "AbsTask") -> list[tuple[str, dict[str, Any]]]:
-    """(subset, {split: rows}) of a loaded task; mteb keeps single-subset data sometimes under a name, sometimes not."""
-    dataset: Any = task.dataset
-    if set(task.eval_splits) <= set(dataset):
-        return [("default", dataset)]
-    return [(subset, dataset[subset]) for subset in task.hf_subsets if subset in dataset]
-
-
-def _query_columns(task: "AbsTask", kind: Kind) -> tuple[str, ...]:
+def _text_columns(task: Any, kind: Kind) -> tuple[str, ...]:
     match kind:
-        case "retrieval" | "reranking":
-            return ("queries",)
         case "sts":
-            return tuple(task.column_names)  # type: ignore[attr-defined]
+            return tuple(task.column_names)
         case "pair_classification":
-            return (task.input1_column_name, task.input2_column_name)  # type: ignore[attr-defined]
-        case "classification" | "clustering":
-            return (task.input_column_name,)  # type: ignore[attr-defined]
+            return (task.input1_column_name, task.input2_column_name)
+        case _:
+            return (task.input_column_name,)
 
 
-def _pairs(task: "AbsTask", kind: Kind, rows: Any, classes: ClassDemonstrations) -> Iterator[Pair]:
+def _pairs(task: Any, kind: Kind, rows: Any, classes: ClassDemonstrations) -> Iterator[Pair]:
     match kind:
         case "retrieval" | "reranking":
             yield from _relevant_pairs(rows)
         case "sts":
-            first, second = _query_columns(task, kind)
-            enough = SIMILAR_ENOUGH * task.max_score  # type: ignore[attr-defined]
+            first, second = _text_columns(task, kind)
+            enough = task.min_score + SIMILAR_ENOUGH * (task.max_score - task.min_score)
             for a, b, score in zip(rows[first], rows[second], rows["score"], strict=True):
                 if score >= enough:
                     yield Pair(a, b)
         case "pair_classification":
-            first, second = _query_columns(task, kind)
-            labels = rows[task.label_column_name]  # type: ignore[attr-defined]
-            for a, b, label in zip(rows[first], rows[second], labels, strict=True):
+            first, second = _text_columns(task, kind)
+            for a, b, label in zip(rows[first], rows[second], rows[task.label_column_name], strict=True):
                 if label == 1:
                     yield Pair(a, b)
         case "classification" | "clustering":
-            named = "label_text" if "label_text" in rows.column_names else task.label_column_name  # type: ignore[attr-defined]
+            named = "label_text" if "label_text" in rows.column_names else task.label_column_name
             labels = [json.dumps(label) if isinstance(label, list) else str(label) for label in rows[named]]
-            yield from class_pairs(list(rows[task.input_column_name]), labels, classes=classes)  # type: ignore[attr-defined]
+            yield from class_pairs(list(rows[task.input_column_name]), labels, classes=classes)
 
 
 def _relevant_pairs(rows: Any) -> Iterator[Pair]:
@@ -246,6 +256,7 @@ def _relevant_pairs(rows: Any) -> Iterator[Pair]:
 
 def _hub_train_split(task: "AbsTask") -> list[Any]:
     """The training split of a retrieval task on the hub, which mteb does not load for an evaluation; [] if none."""
+    from datasets import get_dataset_split_names
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
     dataset = task.metadata.dataset
@@ -254,8 +265,9 @@ def _hub_train_split(task: "AbsTask") -> list[Any]:
         loader = RetrievalDatasetLoader(
             hf_repo=dataset["path"], revision=dataset["revision"], split=TRAIN, config=subset
         )
-        try:
+        qrels = "default" if loader.config is None else f"{loader.config}-qrels"
+        names = get_dataset_split_names(dataset["path"], revision=dataset["revision"], config_name=qrels)
+        # Asked for a split that is not there, mteb's loader gives the only one there is: the test.
+        if TRAIN in names:
             loaded.append(loader.load())
-        except (ValueError, KeyError, FileNotFoundError):  # a repository without such a split
-            continue
     return loaded

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epic_search.evaluation.kinds import SEARCH_KINDS, Kind
+from epic_search.evaluation.splits import subsets, unwrapped
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -37,13 +38,15 @@ class Recorder:
         return None if self._kind in SEARCH_KINDS else folder
 
     def items(self, result: "TaskResult", folder: Path) -> dict[str, Any] | None:
-        """Items in the form that `epic_search.evaluation.results` reads; None where the metric has none."""
+        """Items in the form that `epic_search.evaluation.results` reads; None where the task or its metric has none."""
         metric = self._task.metadata.main_score
         match self._kind:
             case "retrieval" | "reranking":
                 return _means(metric, self._queries) if self._queries else None
             case "classification":
-                return _means(metric, self._accuracies(folder)) if metric == "accuracy" else None
+                # The texts of a cross-validation are in another order in each of its parts.
+                several = getattr(self._task, "is_cross_validation", False)
+                return _means(metric, self._accuracies(folder)) if metric == "accuracy" and not several else None
             case "sts":
                 return self._similarities(folder, metric, form="spearman") if metric == "cosine_spearman" else None
             case "pair_classification":
@@ -53,9 +56,11 @@ class Recorder:
 
     def _listen(self) -> None:
         """Hear of the scores per query, which mteb hands to `task_specific_scores`."""
-        name, cut = re.fullmatch(r"(.+)_at_(\d+)", self._task.metadata.main_score).groups()  # type: ignore[union-attr]
+        main_score = re.fullmatch(r"(.+)_at_(\d+)", self._task.metadata.main_score)
+        if main_score is None or main_score[1] not in PER_QUERY:
+            return  # a score that a task computes by itself has none per query
+        key = f"{PER_QUERY[main_score[1]]}_{main_score[2]}"
         own = self._task.task_specific_scores  # type: ignore[attr-defined]
-        key = f"{PER_QUERY.get(name, name)}_{cut}"
 
         def heard(scores: Mapping[str, Mapping[str, float]], *args: Any, **options: Any) -> dict[str, float]:
             where = _where(options["hf_split"], options["hf_subset"])
@@ -89,7 +94,8 @@ class Recorder:
         values: dict[str, float] = {}
         for split, entries in result.scores.items():
             for entry in entries:
-                for level, runs in entry.get("v_measures", {}).items():
+                levels = entry.get("v_measures", {})
+                for level, runs in (levels if isinstance(levels, dict) else {"Level 0": levels}).items():
                     where = f"{_where(split, entry['hf_subset'])}{level} "
                     values |= {f"{where}{i}": value for i, value in enumerate(runs)}
         return {**_means(metric, values), "form": "runs"} if values and metric == "v_measure" else None
@@ -97,11 +103,9 @@ class Recorder:
     def _predictions(self, folder: Path) -> Any:
         """(prefix of ids, rows, predictions) of every split that was evaluated."""
         written = json.loads((folder / self._task.prediction_file_name).read_text(encoding="utf-8"))
-        dataset: Any = self._task.dataset
-        for subset in self._task.hf_subsets:
-            splits = dataset.get(subset, dataset)
+        for subset, splits in subsets(self._task):
             for split, predictions in written.get(subset, {}).items():
-                yield _where(split, subset), splits[split], predictions
+                yield _where(split, subset), unwrapped(splits[split]), predictions
 
 
 def _where(split: str, subset: str) -> str:

@@ -24,6 +24,7 @@ from epic_search.evaluation.kinds import Control
 from epic_search.evaluation.meter import WARM_UP_QUERIES
 from epic_search.evaluation.models import Bound, Condition, EvaluatedModel, machine
 from epic_search.evaluation.results import BLOCK
+from epic_search.evaluation.splits import load
 from epic_search.evaluation.tasks import EvalTask, PairFile
 
 if TYPE_CHECKING:
@@ -57,10 +58,12 @@ class Pools:
 
     def record(self, task: EvalTask, control: Control | None) -> dict[str, Any]:
         """Where a task's demonstrations come from, and what one of a class shows."""
+        if control == "random":
+            return {"source": "random unit vectors", "classes": None}
         file = PairFile(WRONG_TASK) if control == "wrong-task" else self._file(task)
         if file is not None:
             rows = f", rows of '{file.task}'" if file.task else ""
-            return {"source": f"{file.path.name} (sha256 {_sha256(file.path)[:12]}){rows}", "classes": None}
+            return {"source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}", "classes": None}
         by_class = task.kind in ("classification", "clustering")
         return {"source": "training split", "classes": self._classes if by_class else None}
 
@@ -92,6 +95,12 @@ class Job:
             return None
         if stored["dataset_revision"] != self.mteb_task.metadata.dataset["revision"]:
             return None
+        parts = {(split, entry["hf_subset"]) for split, entries in stored["scores"].items() for entry in entries}
+        wanted = {(split, subset) for split in self.mteb_task.eval_splits for subset in self.mteb_task.hf_subsets}
+        if parts != wanted:
+            return None
+        if any(self.model.dtype not in (None, block["settings"]["dtype"]) for block in blocks):
+            return None  # of another machine, where "auto" meant another precision
         expected = self._prompt_record(pools)
         if any({key: block["prompt"].get(key) for key in expected} != expected for block in blocks):
             return None
@@ -103,8 +112,9 @@ class Job:
 
         started = time.perf_counter()
         task = self.mteb_task
-        task.load_data()
-        pool = pools.of(self.task, task) if self.condition.demos else None
+        load(task)
+        needs_pool = self.condition.demos and self.condition.control in (None, "shuffled")
+        pool = pools.of(self.task, task) if needs_pool else None
         bound = self.model.bind(instruction=self.task.instruction, pool=pool, condition=self.condition, work=self.work)
         recorder = Recorder(task, self.task.kind)
         loading_ended = time.perf_counter()
@@ -148,11 +158,16 @@ class Job:
                 "load_seconds": load_seconds,
                 "wall_seconds": wall_seconds,
             },
-            "settings": {**bound.settings, "machine": machine(), "versions": versions()},
+            "settings": {**bound.settings, **self._search(bound), "machine": machine(), "versions": versions()},
         }
         entries: Any = [entry for split in result.scores.values() for entry in split]
         for entry in entries:
             entry[BLOCK] = block
+
+    def _search(self, bound: Bound) -> dict[str, Any]:
+        # Candidates that a task brings along are ranked without an index, whatever the settings.
+        reranked = self.task.kind == "reranking" and bound.settings["search"] == "index"
+        return {"search": "exact"} if reranked else {}
 
     def _prompt_record(self, pools: Pools) -> dict[str, Any]:
         """All that decides about the prompt; the demonstrations follow from it."""
@@ -175,7 +190,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def _sha256(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Hex sha256; raises UserError when the file cannot be read."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:

@@ -39,7 +39,11 @@ class Meter:
         self.queries += len(texts)
         self.tokens += len(texts) * _mean(sampled_tokens)
         self.query_tokens += len(texts) * _mean(sampled_tokens)
-        self.some_queries += texts[: WARM_UP_QUERIES + LATENCY_QUERIES - len(self.some_queries)]
+        self.keep_some(texts)
+
+    def keep_some(self, queries: Sequence[str]) -> None:
+        """Keep a few queries for the latency."""
+        self.some_queries += queries[: WARM_UP_QUERIES + LATENCY_QUERIES - len(self.some_queries)]
 
 
 def sample(texts: Sequence[str]) -> list[str]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.encoder import Device, Dtype, choose_device
+from epic_search.encoder.encoder import Device, Dtype, choose_device, choose_dtype
 from epic_search.errors import UserError
-from epic_search.evaluation.demonstrations import Pool, make_prompt
+from epic_search.evaluation.demonstrations import ClassDemonstrations, Pool, make_prompt
 from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, Control, Kind
 from epic_search.evaluation.meter import Meter
 from epic_search.evaluation.ours import EvaluatedEncoder, ExactSearch, IndexSearch
@@ -55,18 +55,28 @@ class Settings:
 
 @dataclass(frozen=True)
 class Condition:
-    """Under which prompt a task is run: `demos` demonstrations drawn with `seed`, or a control of them."""
+    """Under which prompt a task is run: `demos` demonstrations drawn with `seed`, or a control of them.
+
+    `classes` and `pairs` (a digest of the file that takes the place of training splits) say what they are drawn from.
+    """
 
     demos: int = 0
     seed: int = 0
     control: Control | None = None
+    classes: ClassDemonstrations = "examples"
+    pairs: str | None = None
 
     @property
     def experiment(self) -> dict[str, Any]:
         """What mteb files the results under, beside the model's name and revision; {} for the plain model."""
         if self.demos == 0:
             return {}
-        return {"demos": self.demos, "seed": self.seed, **({"control": self.control} if self.control else {})}
+        unusual = {
+            "control": self.control,
+            "classes": None if self.classes == "examples" else self.classes,
+            "pairs": self.pairs,
+        }
+        return {"demos": self.demos, "seed": self.seed} | {key: value for key, value in unusual.items() if value}
 
     def __str__(self) -> str:
         if self.demos == 0:
@@ -80,7 +90,6 @@ class Bound(Protocol):
 
     model: Any
     meter: Meter
-    instruction: str | None
     demonstrations: list[list[str]]
     settings: dict[str, Any]
 
@@ -94,6 +103,7 @@ class EvaluatedModel(Protocol):
     label: str
     name: str
     revision: str
+    dtype: str | None  # None: whatever the model itself chooses
     kinds: frozenset[Kind]
     takes_prompts: bool
 
@@ -114,7 +124,7 @@ def find_model(reference: str, *, settings: Settings) -> EvaluatedModel:
     id, or `bm25`. Raises UserError where it leads nowhere or needs a package that is not installed.
     """
     label, given, what = reference.partition("=")
-    if not given:
+    if not given or Path(reference.removeprefix(SENTENCE_TRANSFORMERS)).exists():  # a path may hold a "=", too
         label, what = "", reference
     if what == BM25:
         _require("bm25s", "Stemmer")
@@ -134,6 +144,7 @@ class EncoderModel:
     revision: str
     reference: str
     settings: Settings
+    dtype: str | None
     kinds: frozenset[Kind] = frozenset(KINDS)
     takes_prompts: bool = True
     _corpora: dict[str, Any] = field(default_factory=dict)
@@ -151,6 +162,7 @@ class EncoderModel:
             revision=found.fingerprint()[:REVISION_DIGITS],
             reference=reference,
             settings=settings,
+            dtype=choose_dtype(settings.dtype, choose_device(settings.device)).value,
         )
 
     @cached_property
@@ -180,21 +192,24 @@ class EncoderModel:
         meter, meta = Meter(), self.meta(condition)
         exact = ExactSearch(encoder, prompt=prompt, meta=meta, meter=meter, cache=self._corpora)
         if self.settings.search == "exact":
-            return BoundEncoder(encoder, exact, meter, self.settings.search)
+            return BoundEncoder(encoder, exact, meter, condition, self.settings.search)
         home = work / f"{encoder.fingerprint[:REVISION_DIGITS]}-{encoder.config.max_length}"
         model = IndexSearch(encoder, prompt=prompt, meta=meta, meter=meter, home=home, exact=exact)
-        return BoundEncoder(encoder, model, meter, self.settings.search)
+        return BoundEncoder(encoder, model, meter, condition, self.settings.search)
 
 
 class BoundEncoder:
     """See Bound."""
 
-    def __init__(self, encoder: Encoder, model: EvaluatedEncoder, meter: Meter, search: Search) -> None:
+    def __init__(
+        self, encoder: Encoder, model: EvaluatedEncoder, meter: Meter, condition: Condition, search: Search
+    ) -> None:
         self._encoder = encoder
         self.model = model
         self.meter = meter
-        self.instruction = model.prompt.task
-        self.demonstrations = [[d.query, d.passage] for d in model.prompt.demonstrations]
+        # The texts of random demonstrations are not what the model saw.
+        shown = () if condition.control == "random" else model.prompt.demonstrations
+        self.demonstrations = [[d.query, d.passage] for d in shown]
         self.settings = {
             "search": search,
             "long_documents": "split into passages, the best counts",
@@ -219,6 +234,7 @@ class SentenceTransformerModel:
     revision: str
     folder: Path
     settings: Settings
+    dtype: str | None
     kinds: frozenset[Kind] = frozenset(KINDS)
     takes_prompts: bool = False
 
@@ -235,10 +251,12 @@ class SentenceTransformerModel:
                     f"{folder} is not a sentence-transformers model: it has no modules.json; for an encoder of "
                     "epic-search leave out 'st:'"
                 )
-            name = f"local/{label or _last_part(reference)}"
-            return cls(label or _last_part(reference), name, weights.digest(folder)[:REVISION_DIGITS], folder, settings)
-        folder = _download(reference)
-        return cls(label or _last_part(reference), reference, folder.name[:REVISION_DIGITS], folder, settings)
+            name, revision = f"local/{label or _last_part(reference)}", weights.digest(folder)
+        else:
+            folder = _download(reference)
+            name, revision = reference, folder.name
+        dtype = None if settings.dtype == "auto" else settings.dtype
+        return cls(label or _last_part(reference), name, revision[:REVISION_DIGITS], folder, settings, dtype)
 
     @cached_property
     def model(self) -> "SentenceTransformer":
@@ -246,12 +264,14 @@ class SentenceTransformerModel:
         from epic_search.evaluation.peers import load_sentence_transformer
 
         device = choose_device(self.settings.device).type
-        return load_sentence_transformer(self.folder, device=device, max_length=self.settings.max_length)
+        return load_sentence_transformer(
+            self.folder, device=device, dtype=self.dtype, max_length=self.settings.max_length
+        )
 
     def meta(self, condition: Condition) -> "ModelMeta":
         """See EvaluatedModel."""
-        changed = {"max_length": self.settings.max_length} if self.settings.max_length else {}
-        return _meta(self.name, self.revision, changed)
+        changed = {"max_length": self.settings.max_length, "dtype": self.dtype}
+        return _meta(self.name, self.revision, {key: value for key, value in changed.items() if value is not None})
 
     def bind(self, *, instruction: str | None, pool: Pool | None, condition: Condition, work: Path) -> "BoundPeer":
         """See EvaluatedModel."""
@@ -277,6 +297,7 @@ class BM25Model:
     label: str
     name: str = "epic-search/bm25s-lucene"
     revision: str = "k1-0.9-b-0.4-porter"
+    dtype: str | None = None
     kinds: frozenset[Kind] = SEARCH_KINDS
     takes_prompts: bool = False
 
@@ -303,7 +324,6 @@ class BoundPeer:
     """See Bound."""
 
     def __init__(self, model: Any, meter: Meter, settings: dict[str, Any]) -> None:
-        self.instruction: str | None = None
         self.demonstrations: list[list[str]] = []
         self.model = model
         self.meter = meter

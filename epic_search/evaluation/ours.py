@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epic_search.encoder import Encoder, Prompt
+from epic_search.errors import UserError
 from epic_search.evaluation.meter import Meter, sample
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.corpus import Document
@@ -193,7 +194,9 @@ class IndexSearch(EvaluatedEncoder):
         with file.open("w", encoding="utf-8") as lines:
             for row in corpus:
                 lines.write(json.dumps({"_id": row["id"], "title": row.get("title") or "", "text": row["text"]}) + "\n")
-        index_corpus(file, name=self._name, encoder=self.encoder, home=self._home)
+        report = index_corpus(file, name=self._name, encoder=self.encoder, home=self._home)
+        if lost := report.problem_counts.keys() - {"empty text"}:
+            raise UserError(f"some documents cannot be indexed ({', '.join(sorted(lost))}): {report.problems[0]}")
 
 
 def _document(row: dict[str, Any]) -> Document:

@@ -10,6 +10,7 @@ from epic_search.evaluation.meter import Meter, sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta
     from sentence_transformers import SentenceTransformer
     from torch.utils.data import DataLoader
@@ -20,12 +21,13 @@ B = 0.4
 
 
 def load_sentence_transformer(
-    folder: Path | str, *, device: str | None, max_length: int | None
+    folder: Path | str, *, device: str | None, dtype: str | None, max_length: int | None
 ) -> "SentenceTransformer":
-    """A sentence-transformers model from a local folder, cutting texts at `max_length` tokens if given."""
+    """A sentence-transformers model from a local folder; `dtype` and the cut-off in tokens are its own if not given."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+    options = {"dtype": dtype} if dtype is not None else None
+    model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)
     if max_length is not None:
         model.max_seq_length = min(max_length, model.max_seq_length or max_length)
     return model
@@ -40,19 +42,25 @@ class SentenceTransformerPeer:
         self._wrapped = SentenceTransformerEncoderWrapper(model)
         self._model = model
         self._meter = meter
+        self._prompt = ""
         self.mteb_model_meta = meta
 
-    def encode(self, inputs: "DataLoader", *, prompt_type: Any = None, **options: Any) -> np.ndarray:
+    def encode(
+        self, inputs: "DataLoader", *, task_metadata: "TaskMetadata", prompt_type: Any = None, **options: Any
+    ) -> np.ndarray:
         """(n, dim) vectors of the loader's texts, in its order."""
         texts = [text for batch in inputs for text in batch["text"]]
         with self._meter.encoding():
-            vectors = self._wrapped.encode(inputs, prompt_type=prompt_type, **options)
-        tokens = self._model.tokenizer(sample(texts), truncation=True, max_length=self._model.max_seq_length)
+            vectors = self._wrapped.encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **options)
+        prompt = self._own_prompt(task_metadata, prompt_type)
+        read = [prompt + text for text in sample(texts)]
+        tokens = self._model.tokenizer(read, truncation=True, max_length=self._model.max_seq_length)
         counts = [len(ids) for ids in tokens["input_ids"]]
         if prompt_type == "document":
             self._meter.count_passages(len(texts), sampled_tokens=counts)
         else:
             self._meter.count_queries(texts, sampled_tokens=counts)
+            self._prompt = prompt
         return np.asarray(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
@@ -66,14 +74,22 @@ class SentenceTransformerPeer:
     def query_seconds(self, query: str) -> float:
         """How long one query by itself takes to encode."""
         started = time.perf_counter()
-        self._model.encode([query], show_progress_bar=False)
+        self._model.encode([query], prompt=self._prompt or None, show_progress_bar=False)
         return time.perf_counter() - started
+
+    def _own_prompt(self, task_metadata: "TaskMetadata", prompt_type: Any) -> str:
+        """What the model's configuration puts before texts of this sort."""
+        from mteb.models.abs_encoder import get_prompt_name
+
+        prompts = {name: text for name, text in self._model.prompts.items() if text}
+        name = get_prompt_name(prompts, task_metadata, prompt_type) if prompts else None
+        return prompts.get(name or "", "")
 
 
 class BM25Peer:
     """mteb's SearchProtocol for BM25: bm25s with Lucene's scoring, English stop words and the Porter stemmer.
 
-    Title and text are one field. `retriever_cache` keeps the last corpus's index.
+    Title and text are one field.
     """
 
     def __init__(self, *, meta: "ModelMeta", meter: Meter) -> None:
@@ -116,7 +132,7 @@ class BM25Peer:
                 results[query] = {self._ids[i]: float(scores_D[i]) for i in wanted}
         self._meter.texts += len(results)
         self._meter.queries += len(results)
-        self._meter.some_queries += list(queries["text"][:])
+        self._meter.keep_some(list(queries["text"]))
         return results
 
     def query_seconds(self, query: str) -> float:

@@ -44,6 +44,7 @@ class Report:
     commands: list[str]
     prompts: list[TaskPrompts]
     method: list[str]
+    notes: list[str]
     unmeasured: list[str]
     failures: Grid
 
@@ -94,6 +95,7 @@ def _report(table: Table, run: Run) -> Report:
         commands=[_wrapped(command) for command in run.commands],
         prompts=sections.prompts(table),
         method=_method(table, pairs),
+        notes=run.notes,
         unmeasured=sections.unmeasured(table),
         failures=Grid(["model", "task", "condition", "error"], failures),
     )
@@ -131,14 +133,18 @@ def _method(table: Table, pairs: Sequence[Pair]) -> list[str]:
         "the table of seeds).",
         "Differences are paired: both entries are asked the same items in every resample, so a difference can be "
         "clear although the two intervals overlap. It is called clear when its interval excludes zero.",
-        "The items of a clustering task are mteb's repeated clusterings of the same drawn texts. Their intervals cover "
-        "that repetition, not the choice of texts, and are too narrow for any wider claim.",
+        "Clustering has no interval, since mteb clusters the same texts again and again; in a mean over several kinds "
+        "it counts as a fixed number, so the interval covers the other kinds alone.",
+        "A document longer than an encoder reads is treated as the table of settings says. Throughput and the share "
+        "outside encoding are taken where a model encoded a task's corpus, not where it found it indexed already.",
+        "Files of pairs may be training data of the model; they show it no text of a test.",
     ]
     if any(entry.control for entry in table.entries):
         paragraphs.append(
             "Controls show as many demonstrations in the same place: shuffled pairs each query with the passage of "
             "another, wrong-task takes true pairs of another task, random puts random vectors in place of the true "
-            "ones. What true demonstrations gain over them is what their content is worth."
+            "ones. What true demonstrations gain over shuffled and wrong-task ones is what their content is worth; "
+            "random vectors are besides unlike any that the model has seen."
         )
     tests = sum(len(pair.tasks) for pair in pairs)
     if tests > 1:
@@ -206,7 +212,7 @@ def _markdown(report: Report) -> str:
     ]
     parts += _markdown_grid(Grid(["task", "instruction", "models"], instructions))
     parts += ["", "## How it was measured", "", *_markdown_grid(report.settings), "", f"Versions: {report.versions}."]
-    for paragraph in report.method:
+    for paragraph in (*report.notes, *report.method):
         parts += ["", _escaped(paragraph)]
     if report.unmeasured:
         parts += ["", "Without an interval:", "", *(f"- {_escaped(line)}" for line in report.unmeasured)]

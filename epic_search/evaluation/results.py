@@ -19,6 +19,7 @@ from epic_search.errors import UserError
 from epic_search.evaluation.kinds import CONTROLS, KINDS, Control, Kind
 
 BLOCK = "epic_search"
+RUN_FILE = "run.json"
 
 Form = Literal["mean", "spearman", "average_precision", "runs"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -51,6 +52,7 @@ class Settings(TypedDict):
     """How the model ran."""
 
     search: Literal["index", "exact", "bm25"]
+    long_documents: NotRequired[str]
     max_length: int | None
     dtype: str
     device: str
@@ -100,20 +102,26 @@ class Result:
 
 
 class Failure(BaseModel):
-    """A task that ended in an error."""
+    """A task that ended in an error; `mistake`: one that a user can put right."""
 
     model: str
     task: str
     condition: str = ""
     error: str
+    mistake: bool = False
 
 
 class Run(BaseModel):
-    """What `run.json` says: all models, tasks and commands of the folder, and the failures of the latest command."""
+    """What `run.json` says: all models, tasks and commands of the folder, and the failures of the latest command.
+
+    `origins`: where each task's data came from. `notes`: what a reader of the results must know.
+    """
 
     models: dict[str, dict[str, Any]] = {}
     tasks: list[str] = []
+    origins: dict[str, str] = {}
     commands: list[str] = []
+    notes: list[str] = []
     failures: list[Failure] = []
 
 
@@ -183,7 +191,7 @@ def read_results(folder: Path) -> list[Result]:
     files = [
         path
         for path in sorted(root.rglob("*.json"))
-        if path.name not in {"model_meta.json", "run.json"} and path.parent.name != "items"
+        if path.name not in {"model_meta.json", RUN_FILE} and path.parent.name != "items"
     ]
     if not files:
         raise UserError(f"{folder} holds no results; give the folder that `epic-search eval --out` wrote")
@@ -215,8 +223,8 @@ def _places(first: Iterable[str], names: set[str]) -> dict[str, int]:
 def read_run(folder: Path) -> Run | None:
     """The run.json of the evaluation that the folder belongs to; None where there is none."""
     for candidate in (folder, *folder.resolve().parents[:4]):
-        if (candidate / "run.json").is_file():
-            return _read(candidate / "run.json", Run)
+        if (candidate / RUN_FILE).is_file() and (candidate == folder or (candidate / "results").is_dir()):
+            return _read(candidate / RUN_FILE, Run)
     return None
 
 

@@ -12,18 +12,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import ClassDemonstrations
-from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, versions, write_json
+from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, file_digest, write_json
 from epic_search.evaluation.kinds import Control
-from epic_search.evaluation.models import Condition, EvaluatedModel, machine
+from epic_search.evaluation.models import Condition, EvaluatedModel
+from epic_search.evaluation.results import RUN_FILE, Failure, Run, read_run
 from epic_search.evaluation.tasks import EvalTask
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
     """What is run: every model on every task, with each number of demonstrations, seeds and controls.
 
     `pairs` is a file of demonstrations for all tasks, in place of their training splits; `classes` tells what a
-    demonstration of a class shows. `command` is kept with the results.
+    demonstration of a class shows. `command` and `notes` (what a reader of the results must know) are kept with them.
     """
 
     tasks: Sequence[EvalTask]
@@ -42,14 +42,17 @@ class Plan:
     pairs: Path | None = None
     classes: ClassDemonstrations = "examples"
     command: str = ""
+    notes: Sequence[str] = ()
 
     def conditions(self, model: EvaluatedModel) -> list[Condition]:
         """Those that make a difference to a model: without prompts there is only one."""
         if not model.takes_prompts:
             return [Condition()]
+        pairs = file_digest(self.pairs)[:8] if self.pairs is not None else None
         conditions = [Condition()] if 0 in self.demos else []
         for control in (None, *self.controls):
-            conditions += [Condition(k, seed, control) for k in self.demos if k for seed in self.seeds]
+            for k in filter(None, self.demos):
+                conditions += [Condition(k, seed, control, self.classes, pairs) for seed in self.seeds]
         return conditions
 
     def jobs(self) -> Iterator[tuple[EvaluatedModel, EvalTask, Condition]]:
@@ -76,17 +79,6 @@ class Progress:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A job that ended in an error; `mistake` tells that a user can put it right."""
-
-    model: str
-    task: str
-    condition: str
-    error: str
-    mistake: bool
-
-
 @dataclass
 class RunReport:
     """What a run did."""
@@ -105,17 +97,30 @@ def run(
     can do any of the tasks. An error in one job is reported and the next one runs; Ctrl-C ends the run with all
     finished jobs kept.
     """
-    from mteb.cache import ResultCache
-
     jobs = list(plan.jobs())
     if not jobs:
         names = ", ".join(model.label for model in plan.models)
         raise UserError(f"there is nothing to run: {names} cannot do any of the {len(plan.tasks)} tasks given")
+    with _only_run(out):
+        return _run(plan, jobs, out, overwrite=overwrite, report=report)
+
+
+def _run(
+    plan: Plan,
+    jobs: Sequence[tuple[EvaluatedModel, EvalTask, Condition]],
+    out: Path,
+    *,
+    overwrite: bool,
+    report: Callable[[Progress], None],
+) -> RunReport:
+    from mteb.cache import ResultCache
+
+    cache, pools = ResultCache(out), Pools(pairs=plan.pairs, classes=plan.classes)
     _require_same_models(plan, out)
+    _require_same_data(plan, [Job(*job, cache, out) for job in jobs], out)
     done = RunReport()
     _save_run(plan, out, done)
     _hush()
-    cache, pools = ResultCache(out), Pools(pairs=plan.pairs, classes=plan.classes)
     for number, (model, task, condition) in enumerate(jobs, 1):
         here = Progress("running", number, len(jobs), model.label, task.name, str(condition))
         report(here)
@@ -125,23 +130,24 @@ def run(
             score = None if overwrite else job.stored_score(pools)
             if score is not None:
                 done.kept += 1
-                report(replace(here, state="kept", score=score))
-                continue
-            score = job.run(pools)
+                here = replace(here, state="kept", score=score)
+            else:
+                score = job.run(pools)
+                done.done += 1
+                here = replace(here, state="done", score=score, seconds=time.monotonic() - started)
         except Exception as error:
             # Whatever one model does on one task, the rest of a long run is worth having.
             mistake = isinstance(error, UserError) or _is_network_error(error)
-            failure = Failure(model.label, task.name, str(condition), sentence(error), mistake)
+            failure = Failure(
+                model=model.label, task=task.name, condition=str(condition), error=sentence(error), mistake=mistake
+            )
             done.failures.append(failure)
             _log(out, failure)
-            report(replace(here, state="failed", error=failure.error, seconds=time.monotonic() - started))
-        else:
-            done.done += 1
-            report(replace(here, state="done", score=score, seconds=time.monotonic() - started))
-        finally:
-            _save_run(plan, out, done)
-            if number == len(jobs) or jobs[number][:2] != (model, task):
-                shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+            here = replace(here, state="failed", error=failure.error, seconds=time.monotonic() - started)
+        report(here)
+        _save_run(plan, out, done)
+        if number == len(jobs) or jobs[number][:2] != (model, task):
+            shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return done
 
 
@@ -164,7 +170,9 @@ def _is_network_error(error: BaseException | None) -> bool:
 
     while error is not None:
         # httpx and requests name theirs ConnectError and ConnectionError; datasets raises the built-in one.
-        if isinstance(error, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        if isinstance(error, ConnectionError) and not isinstance(error, BrokenPipeError):
             return True
         if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError", "ReadTimeout"):
             return True
@@ -172,47 +180,81 @@ def _is_network_error(error: BaseException | None) -> bool:
     return False
 
 
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder: they would take away each other's indexes."""
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
+        with lock:
+            yield
+    except Timeout as error:
+        raise UserError(f"another evaluation writes into {out} now; wait for it, or name another --out") from error
+    except OSError as error:
+        raise UserError(f"the folder {out} cannot be written to: {error.strerror}; name another --out") from error
+
+
 def _require_same_models(plan: Plan, out: Path) -> None:
+    by_identity: dict[tuple[str, str], str] = {}
+    for model in plan.models:
+        other = by_identity.setdefault((model.name, model.revision), model.label)
+        if other != model.label:
+            raise UserError(f"'{other}' and '{model.label}' are the same model; leave one of them out")
     labels = [model.label for model in plan.models]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"two models are called '{label}'; give one a name of its own: --model NAME={label}")
-    known = _read_run(out).get("models", {})
+            raise UserError(f"two models are called '{label}'; give one a name of its own: --model NAME=MODEL")
+    known = _read_run(out).models
     for model in plan.models:
         there = known.get(model.label)
         if there is not None and (there["name"], there["revision"]) != (model.name, model.revision):
             raise UserError(
                 f"{out} holds results of '{model.label}' {there['revision']}, and this one is {model.revision}; "
-                "name another folder with --out, or give this model a name of its own: --model NAME=..."
+                "name another folder with --out, or give this model a name of its own: --model NAME=MODEL"
             )
 
 
-def _read_run(out: Path) -> dict[str, Any]:
-    file = out / RUN_FILE
-    if not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); name another folder with --out, or delete that file"
-        ) from error
+def _require_same_data(plan: Plan, jobs: Sequence[Job], out: Path) -> None:
+    """One folder holds one version of a task: results that this run would not replace must be of the same data."""
+    origins = _read_run(out).origins
+    for task in plan.tasks:
+        if origins.get(task.name, task.origin) != task.origin:
+            raise UserError(
+                f"{out} holds results of another task '{task.name}', from {origins[task.name]}; name another --out"
+            )
+    revisions = {job.file.name: job.mteb_task.metadata.dataset["revision"] for job in jobs}
+    replaced = {job.file for job in jobs}
+    for file in sorted((out / "results").rglob("*.json")):
+        if file.name in revisions and file.parent.name != "items" and file not in replaced:
+            try:
+                revision = json.loads(file.read_text(encoding="utf-8"))["dataset_revision"]
+            except (OSError, ValueError, KeyError):  # cut off by a kill, or no result
+                continue
+            if revision != revisions[file.name]:
+                raise UserError(
+                    f"{file} is of another version of the task's data and this run does not replace it; "
+                    "name another --out, or delete that file"
+                )
+
+
+def _read_run(out: Path) -> Run:
+    return read_run(out) or Run()
 
 
 def _save_run(plan: Plan, out: Path, report: RunReport) -> None:
-    models = {model.label: {"name": model.name, "revision": model.revision} for model in plan.models}
     known = _read_run(out)
-    record = {
-        "models": known.get("models", {}) | models,
-        "tasks": list(dict.fromkeys([*known.get("tasks", []), *(task.name for task in plan.tasks)])),
-        "command": plan.command,
-        "commands": list(dict.fromkeys([*known.get("commands", []), plan.command])),
-        "seeds": list(plan.seeds),
-        "machine": machine(),
-        "versions": versions(),
-        "failures": [asdict(failure) for failure in report.failures],
-    }
-    write_json(out / RUN_FILE, record)
+    models = {model.label: {"name": model.name, "revision": model.revision} for model in plan.models}
+    run = Run(
+        models=known.models | models,
+        tasks=list(dict.fromkeys([*known.tasks, *(task.name for task in plan.tasks)])),
+        origins=known.origins | {task.name: task.origin for task in plan.tasks},
+        commands=list(dict.fromkeys([*known.commands, plan.command])),
+        notes=list(dict.fromkeys([*known.notes, *plan.notes])),
+        failures=report.failures,
+    )
+    write_json(out / RUN_FILE, run.model_dump())
 
 
 def _hush() -> None:

@@ -108,7 +108,8 @@ def _tied(difference: Estimate) -> bool:
 def pairs_of_interest(table: Table) -> list[Pair]:
     """The comparisons that a reader asks for first, each as "b against a".
 
-    Demonstrations against none; true demonstrations against each control; the first model against each other one.
+    Demonstrations against none; true demonstrations against each control; the first model against each other one, with
+    as many demonstrations where the other takes them, else with any number.
     """
     wanted: list[tuple[Entry, Entry]] = []
     for entry in table.plain_entries:
@@ -117,7 +118,11 @@ def pairs_of_interest(table: Table) -> list[Pair]:
             controls = [each for each in table.entries if each.control]
             wanted += [(each, entry) for each in controls if (each.model, each.demos) == (entry.model, entry.demos)]
     first = table.entries[0].model
-    wanted += [(Entry(entry.model, entry.demos), Entry(first, entry.demos)) for entry in table.plain_entries]
+    takes_demonstrations = {entry.model for entry in table.entries if entry.demos}
+    for own in [entry for entry in table.plain_entries if entry.model == first]:
+        for other in [entry for entry in table.plain_entries if entry.model != first]:
+            if other.demos == own.demos or other.model not in takes_demonstrations:
+                wanted.append((other, own))
     possible = dict.fromkeys((a, b) for a, b in wanted if a != b and table.common_tasks([a, b]))
     return [pair(table, a, table, b) for a, b in possible if a in table.entries and b in table.entries]
 
@@ -182,12 +187,26 @@ def settings(table: Table) -> Grid:
             _distinct([result.revision for result in own]),
             _distinct([str(result.settings["search"]) for result in own]),
             _distinct([str(result.settings["max_length"] or MISSING) for result in own]),
+            _distinct([result.settings.get("long_documents", MISSING) for result in own]),
             _distinct([result.settings["dtype"] for result in own]),
             _distinct([result.settings["device"] for result in own]),
             _distinct([result.settings["machine"] for result in own]),
         ]
         lines.append(Line(model, [Value(value) for value in values], Entry(model, 0)))
-    return Grid(["model", "name", "revision", "search", "longest text", "dtype", "device", "machine"], lines)
+    return Grid(
+        [
+            "model",
+            "name",
+            "revision",
+            "search",
+            "tokens read at once",
+            "longer documents",
+            "dtype",
+            "device",
+            "machine",
+        ],
+        lines,
+    )
 
 
 def versions(results: Sequence[Result]) -> str:
@@ -259,7 +278,7 @@ def unmeasured(table: Table) -> list[str]:
     return [
         f"{name}: {'its items do not add up to its score' if cell.items and cell.items > 1 else 'no items'}"
         for name, cell in cells
-        if cell.estimate.resamples_R is None
+        if cell.estimate.resamples_R is None and cell.results[0].kind != "clustering"
     ]
 
 

@@ -24,7 +24,7 @@ LEVEL = 95.0  # per cent
 BLOCK = 100  # resamples worked on at once: at 10,000 items an array of 8 MB
 
 # mteb may round, or take the best of several similarities; a larger gap means that the items are of something else.
-TOLERANCE = 0.01
+TOLERANCE = 0.001
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +67,8 @@ def estimate(results: Sequence[Result]) -> Estimate:
     """The score of one entry on one task: the mean over its seeds, with resamples of the items.
 
     Without resamples where a result has no items, fewer than two, or items that do not give its score (tasks of several
-    subsets). Small gaps are closed by shifting the resamples to the score.
+    subsets), and for clustering: its items are repeated clusterings of the same texts, and to draw from them would say
+    nothing of other texts. Small gaps are closed by shifting the resamples to the score.
     """
     score = float(np.mean([result.score for result in results]))
     resamples = [_resampled(result) for result in results]
@@ -82,11 +83,16 @@ def interval(results: Result | Sequence[Result]) -> tuple[float, float] | None:
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates: resamples are drawn within each task, and averaged over tasks."""
+    """The mean of estimates: resamples are drawn within each task, and averaged over tasks.
+
+    An estimate without resamples counts as a fixed number; without any there are none of the mean either.
+    """
     assert estimates, "a mean needs at least one estimate"
     score = float(np.mean([each.score for each in estimates]))
-    resamples = [each.resamples_R for each in estimates if each.resamples_R is not None]
-    return Estimate(score, np.mean(resamples, axis=0) if len(resamples) == len(estimates) else None)
+    if all(each.resamples_R is None for each in estimates):
+        return Estimate(score)
+    parts = [np.full(RESAMPLES, each.score) if each.resamples_R is None else each.resamples_R for each in estimates]
+    return Estimate(score, np.mean(parts, axis=0))
 
 
 def require_same_items(results: Sequence[Result]) -> None:
@@ -107,7 +113,7 @@ def require_same_items(results: Sequence[Result]) -> None:
 @lru_cache(maxsize=4096)  # a table for the terminal and a report are made of the same results
 def _resampled(result: Result) -> Floats | None:
     items = result.items
-    if items is None or len(items.ids) < 2:
+    if items is None or len(items.ids) < 2 or items.form == "runs":
         return None
     point = float(_scores(items, np.ones((1, len(items.ids))))[0])
     if not abs(point - result.score) <= TOLERANCE:
@@ -142,7 +148,7 @@ def _blocks(counts_RN: NDArray[np.uint8]) -> Iterator[Floats]:
 
 def _scores(items: Items, counts_RN: Floats) -> Floats:
     """The score of each resample (R,): sorting once serves them all, which one call a resample would not allow."""
-    if items.form in {"mean", "runs"}:
+    if items.form == "mean":
         return counts_RN @ items.values / len(items.values)
     assert items.gold is not None, items.form
     if items.form == "spearman":

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from epic_search.errors import UserError
 from epic_search.evaluation.kinds import KINDS, MTEB_TYPES, Control, Kind
 from epic_search.evaluation.results import Result, entry_label
 from epic_search.evaluation.statistics import Estimate, estimate, mean, require_same_items
@@ -73,6 +74,8 @@ class Table:
             by_task[result.task].append(result)
         for same_task in by_task.values():
             require_same_items(same_task)
+        for group in groups.values():
+            _require_same_prompt(group)
         self.kinds = {task: same_task[0].kind for task, same_task in by_task.items()}
         self.tasks = sorted(by_task, key=lambda task: KINDS.index(self.kinds[task]))
         self.entries = list(dict.fromkeys(entry for entry, _ in groups))
@@ -127,6 +130,18 @@ def overall_means(kinds: Sequence[str]) -> list[str]:
 def kind_of(name: str) -> Kind:
     """Our name of a kind, from mteb's."""
     return next(kind for kind, mteb_name in MTEB_TYPES.items() if mteb_name == name)
+
+
+def _require_same_prompt(seeds: Sequence[Result]) -> None:
+    """Raise UserError unless the results of one entry on one task differ in nothing but their seed."""
+    first = seeds[0]
+    for other in seeds[1:]:
+        for key in ("instruction", "source", "classes"):
+            if first.prompt.get(key) != other.prompt.get(key):
+                raise UserError(
+                    f"{first.path} and {other.path} differ in the {key} of their prompt and cannot be averaged; "
+                    "run the older of them again"
+                )
 
 
 def summary_rows(table: Table) -> tuple[list[str], list[list[str]]]:

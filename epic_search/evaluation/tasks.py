@@ -54,6 +54,7 @@ class EvalTask:
 
     `make` gives a new mteb task at each call, since an evaluation uses up a task's random state. `instruction` is the
     sentence for the prompt, None for none. `pairs` are demonstrations for a task without a training split.
+    `origin` says where the data are: a folder, or mteb's name of them.
     """
 
     name: str
@@ -61,6 +62,7 @@ class EvalTask:
     make: "Callable[[], AbsTask]"
     instruction: str | None
     pairs: PairFile | None = None
+    origin: str = ""
 
 
 def folder_task(
@@ -101,7 +103,7 @@ def folder_task(
     def make() -> "AbsTask":
         return _mteb_class(folder, splits, name, revision, instruction, attributes)()
 
-    return EvalTask(name, folder.kind, make, instruction or None, pairs)
+    return EvalTask(name, folder.kind, make, instruction or None, pairs, origin=str(path.resolve()))
 
 
 def mteb_tasks(name: str, *, instruction: str | None = None, pairs: PairFile | None = None) -> list[EvalTask]:
@@ -129,6 +131,9 @@ def benchmark_tasks(name: str, *, say: Callable[[str], None] = lambda _: None) -
     fitting = [part for part in parts if _kind(part) is not None]
     if not fitting:
         raise UserError(f"the benchmark {name} has no text task of {_allowed()}, which can be evaluated")
+    for task in mteb.get_benchmark(name).tasks:
+        if task.is_aggregate:
+            say(f"{name}: the parts of {task.metadata.name} count as tasks of their own, where MTEB counts one task")
     for part in parts:
         if _kind(part) is None:
             say(f"{name}: left out {part.metadata.name}, a task of type {part.metadata.type}")
@@ -168,7 +173,7 @@ def _mteb_task(task: "AbsTask", instruction: str | None, pairs: PairFile | None)
         fresh.hf_subsets = list(subsets)
         return fresh.filter_eval_splits(eval_splits)
 
-    return EvalTask(name, kind, make, instruction or None, pairs)
+    return EvalTask(name, kind, make, instruction or None, pairs, origin=f"mteb {name}")
 
 
 def _draw(folder: Folder, *, limit: int | None, set_aside: int | None) -> dict[str, Columns]:

@@ -1,0 +1,32 @@
+"""The rows of an mteb task in one form: mteb's older tasks keep theirs in others, and mteb copes with that."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+Splits = Mapping[str, Any]
+
+
+def load(task: "AbsTask") -> None:
+    """Load a task's data, as far as mteb would itself before it evaluates."""
+    task.load_data()
+    convert = getattr(task, "convert_v1_dataset_format_to_v2", None)
+    if convert is not None:
+        convert(num_proc=None)
+
+
+def subsets(task: "AbsTask") -> list[tuple[str, Splits]]:
+    """(subset, {split: rows}) of a loaded task; a task of a single subset may keep its splits without that name."""
+    dataset: Any = task.dataset
+    if set(task.eval_splits) <= set(dataset):
+        return [("default", dataset)]
+    return [(subset, dataset[subset]) for subset in task.hf_subsets if subset in dataset]
+
+
+def unwrapped(rows: Any) -> Any:
+    """The rows themselves where one row holds them all as lists, which is how pair classification once was stored."""
+    if len(rows) == 1 and all(isinstance(value, list) for value in rows[0].values()):
+        return rows[0]
+    return rows
