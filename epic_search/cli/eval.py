@@ -153,11 +153,11 @@ def run(
     with console.progress_bar("evaluating") as bar:
         done = evaluate(plan, out=folder, overwrite=overwrite, report=_reporter(bar))
     _print_failures(done, folder)
-    if done.done or done.kept:
-        results = read_results(folder)
+    results = read_results(folder) if done.done or done.kept else []
+    if results:
         markdown, page = write_report(folder, results, run=read_run(folder))
-        _print_results(results, as_json=json, done=done, folder=folder)
         console.note(f"results in {folder}: {page.name}, {markdown.name}")
+    _print_results(results, as_json=json, done=done, folder=folder)
     if done.failures:
         mistakes_alone = not done.done and not done.kept and all(failure.mistake for failure in done.failures)
         raise typer.Exit(console.EXIT_USER_ERROR if mistakes_alone else EXIT_FAILED_TASKS)
@@ -232,7 +232,8 @@ def _controls(given: list[str], demos: list[int]) -> list[Any]:
 
 
 def _folder_name(tasks: list[str]) -> str:
-    return "+".join(Path(task).stem if task.endswith(".toml") else Path(task).name for task in tasks)[:80]
+    names = [Path(task).stem if task.endswith(".toml") else Path(task).resolve().name for task in tasks]
+    return "+".join(names)[:80]
 
 
 def _require_mteb() -> None:
@@ -265,7 +266,6 @@ def _reporter(bar: "Callable[[int, int, str], None]") -> "Callable[[Progress], N
 def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport | None", folder: Path) -> None:
     from epic_search.evaluation.table import Table, summary_rows, task_rows
 
-    table = Table(results)
     if as_json:
         console.print_json(
             {
@@ -286,6 +286,9 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
             }
         )
         return
+    if not results:
+        return
+    table = Table(results)
     columns, rows = task_rows(table)
     console.print_table(columns, rows, numbers=columns[2:])
     if len(table.tasks) > 1 and sys.stdout.isatty():

@@ -6,7 +6,7 @@ backbone and Contextual encoder; their weights are not copied.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from epic_search.encoder import weights
@@ -50,6 +50,16 @@ class Checkpoint:
         """The folder of the LoRA weights, if this checkpoint has any."""
         folder = self.folder / LORA_FOLDER if self.folder else None
         return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
+
+    def capped(self, max_length: int | None) -> "Checkpoint":
+        """The same encoder reading at most `max_length` tokens of a text, with its Contextual encoder; None: itself."""
+        if max_length is None:
+            return self
+        changes: dict[str, object] = {"max_length": min(max_length, self.config.max_length)}
+        if self.config.contextual is not None:
+            shorter = min(max_length, self.config.contextual.max_length)
+            changes["contextual"] = self.config.contextual.model_copy(update={"max_length": shorter})
+        return replace(self, config=self.config.model_copy(update=changes))
 
     def fingerprint(self) -> str:
         """32 hex digits over the configuration, the template and every byte of weights and tokenizers.

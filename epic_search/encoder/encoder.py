@@ -61,12 +61,20 @@ class Encoder:
         )
 
     @classmethod
-    def load(cls, reference: str | Path, *, device: Device = "auto", dtype: Dtype = "auto") -> "Encoder":
+    def load(
+        cls,
+        reference: str | Path,
+        *,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        max_length: int | None = None,
+    ) -> "Encoder":
         """An encoder for inference, by registry name, folder or hub id, with its LoRA weights merged.
 
-        Raises UserError when the reference leads to no loadable encoder or the device is not there.
+        `max_length` makes it read fewer tokens of a text than it could, which makes it another encoder. Raises
+        UserError when the reference leads to no loadable encoder or the device is not there.
         """
-        found = checkpoints.find(str(reference))
+        found = checkpoints.find(str(reference)).capped(max_length)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         weights = DTYPES[precision.value]

@@ -18,7 +18,7 @@ import numpy as np
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.errors import UserError
 from epic_search.evaluation.kinds import SEARCH_KINDS, Control, Kind
-from epic_search.evaluation.splits import subsets, unwrapped
+from epic_search.evaluation.splits import query_texts, subsets, unwrapped
 from epic_search.evaluation.tasks import PairFile
 from epic_search.training.pairs import read_jsonl
 
@@ -184,7 +184,7 @@ def tested_texts(task: "AbsTask", kind: Kind) -> frozenset[str]:
         for split in task.eval_splits:
             rows = unwrapped(splits[split])
             if kind in SEARCH_KINDS:
-                texts.update(comparable(text) for text in rows["queries"]["text"] if isinstance(text, str))
+                texts.update(map(comparable, query_texts(rows["queries"])))
                 texts.update(comparable(pair.passage) for pair in _relevant_pairs(rows))
             else:
                 for column in _text_columns(task, kind):
@@ -244,7 +244,7 @@ def _pairs(task: Any, kind: Kind, rows: Any, classes: ClassDemonstrations) -> It
 
 
 def _relevant_pairs(rows: Any) -> Iterator[Pair]:
-    queries = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))
+    queries = dict(zip(rows["queries"]["id"], query_texts(rows["queries"]), strict=True))
     wanted = {document for judged in rows["relevant_docs"].values() for document, grade in judged.items() if grade > 0}
     documents = {row["id"]: row for row in rows["corpus"] if row["id"] in wanted}
     for query, judged in rows["relevant_docs"].items():

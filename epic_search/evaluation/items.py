@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # mteb's names of the main score, and trec_eval's of the same per query.
 PER_QUERY = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
+MEASURES = ("cosine", "similarity", "dot", "euclidean", "manhattan")
 
 
 class Recorder:
@@ -48,9 +49,9 @@ class Recorder:
                 several = getattr(self._task, "is_cross_validation", False)
                 return _means(metric, self._accuracies(folder)) if metric == "accuracy" and not several else None
             case "sts":
-                return self._similarities(folder, metric, form="spearman") if metric == "cosine_spearman" else None
+                return self._similarities(folder, metric, "cosine") if metric == "cosine_spearman" else None
             case "pair_classification":
-                return self._similarities(folder, metric, form="average_precision") if metric == "max_ap" else None
+                return self._similarities(folder, metric, _best(result)) if metric == "max_ap" else None
             case "clustering":
                 return self._runs(result, metric)
 
@@ -78,14 +79,17 @@ class Recorder:
             items |= {f"{where}{i}": float(value) for i, value in enumerate(right_N)}
         return items
 
-    def _similarities(self, folder: Path, metric: str, *, form: str) -> dict[str, Any]:
-        column = "score" if form == "spearman" else self._task.label_column_name  # type: ignore[attr-defined]
+    def _similarities(self, folder: Path, metric: str, measure: str) -> dict[str, Any]:
+        form, column = ("spearman", "score") if self._kind == "sts" else ("average_precision", "label")
+        column = getattr(self._task, "label_column_name", column)
+        distance = measure in ("manhattan", "euclidean")
+        name, sign = (f"{measure}_distances", -1) if distance else (f"{measure}_scores", 1)
         ids: list[str] = []
         values: list[float] = []
         gold: list[float] = []
         for where, rows, predictions in self._predictions(folder):
             ids += [f"{where}{i}" for i in range(len(rows[column]))]
-            values += map(float, predictions["cosine_scores"])
+            values += [sign * float(value) for value in predictions[name]]
             gold += map(float, rows[column])
         return {"metric": metric, "form": form, "ids": ids, "values": values, "gold": gold}
 
@@ -106,6 +110,12 @@ class Recorder:
         for subset, splits in subsets(self._task):
             for split, predictions in written.get(subset, {}).items():
                 yield _where(split, subset), unwrapped(splits[split]), predictions
+
+
+def _best(result: "TaskResult") -> str:
+    """The measure of similarity whose average precision is mteb's `max_ap`."""
+    entries = [entry for split in result.scores.values() for entry in split]
+    return max(MEASURES, key=lambda name: sum(entry.get(f"{name}_ap", 0.0) for entry in entries))
 
 
 def _where(split: str, subset: str) -> str:

@@ -91,8 +91,9 @@ class Job:
         try:
             stored = json.loads(self.file.read_text(encoding="utf-8"))
             blocks = [entry[BLOCK] for split in stored["scores"].values() for entry in split]
-        except (OSError, ValueError, KeyError):  # absent, cut off by a kill, or mteb's own without our part
-            return None
+            json.loads((self.file.parent / "model_meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # absent, cut off by a kill, or not one of ours
         if stored["dataset_revision"] != self.mteb_task.metadata.dataset["revision"]:
             return None
         parts = {(split, entry["hf_subset"]) for split, entries in stored["scores"].items() for entry in entries}
@@ -110,6 +111,8 @@ class Job:
         """Evaluate and store; returns the main score."""
         import mteb
 
+        # From here on an older result is out of date, also when this one fails.
+        self.file.unlink(missing_ok=True)
         started = time.perf_counter()
         task = self.mteb_task
         load(task)

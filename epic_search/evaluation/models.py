@@ -4,6 +4,7 @@ Finding a model is cheap and tells its name and revision; weights are loaded whe
 a mistyped third model is known before the first has run, and finished results need no model at all.
 """
 
+import hashlib
 import os
 import platform
 import time
@@ -152,7 +153,7 @@ class EncoderModel:
     @classmethod
     def find(cls, reference: str, *, label: str, settings: Settings) -> "EncoderModel":
         """By registry name, folder or hub id."""
-        found = checkpoints.find(reference)
+        found = checkpoints.find(reference).capped(settings.max_length)
         name = _last_part(found.config.name)
         is_hub_id = reference.count("/") == 1 and not Path(reference).exists()
         organisation = "epic-search" if reference in checkpoints.registry() else "local"
@@ -168,11 +169,10 @@ class EncoderModel:
     @cached_property
     def encoder(self) -> Encoder:
         """The loaded encoder."""
-        encoder = Encoder.load(self.reference, device=self.settings.device, dtype=self.settings.dtype)
-        longest = self.settings.max_length
-        if longest is not None and longest < encoder.config.max_length:
-            encoder.config = encoder.config.model_copy(update={"max_length": longest})
-        return encoder
+        settings = self.settings
+        return Encoder.load(
+            self.reference, device=settings.device, dtype=settings.dtype, max_length=settings.max_length
+        )
 
     def meta(self, condition: Condition) -> "ModelMeta":
         """See EvaluatedModel."""
@@ -193,7 +193,7 @@ class EncoderModel:
         exact = ExactSearch(encoder, prompt=prompt, meta=meta, meter=meter, cache=self._corpora)
         if self.settings.search == "exact":
             return BoundEncoder(encoder, exact, meter, condition, self.settings.search)
-        home = work / f"{encoder.fingerprint[:REVISION_DIGITS]}-{encoder.config.max_length}"
+        home = work / encoder.fingerprint[:REVISION_DIGITS]
         model = IndexSearch(encoder, prompt=prompt, meta=meta, meter=meter, home=home, exact=exact)
         return BoundEncoder(encoder, model, meter, condition, self.settings.search)
 
@@ -251,7 +251,7 @@ class SentenceTransformerModel:
                     f"{folder} is not a sentence-transformers model: it has no modules.json; for an encoder of "
                     "epic-search leave out 'st:'"
                 )
-            name, revision = f"local/{label or _last_part(reference)}", weights.digest(folder)
+            name, revision = f"local/{label or _last_part(reference)}", _digest(folder)
         else:
             folder = _download(reference)
             name, revision = reference, folder.name
@@ -366,6 +366,15 @@ def _require(*modules: str) -> None:
 
 def _last_part(reference: str) -> str:
     return reference.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _digest(folder: Path) -> str:
+    """Hex digest of all that makes a sentence-transformers model: weights, and how its modules are set up."""
+    digest = hashlib.sha256(weights.digest(folder).encode())
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".json", ".txt") or (file.suffix == ".safetensors" and file.parent != folder):
+            digest.update(str(file.relative_to(folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _download(hub_id: str) -> Path:

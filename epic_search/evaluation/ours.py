@@ -12,6 +12,7 @@ import numpy as np
 from epic_search.encoder import Encoder, Prompt
 from epic_search.errors import UserError
 from epic_search.evaluation.meter import Meter, sample
+from epic_search.evaluation.splits import query_texts
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.corpus import Document
 from epic_search.index.passages import cut
@@ -128,7 +129,7 @@ class ExactSearch(EvaluatedEncoder):
     ) -> dict[str, dict[str, float]]:
         """{query id: {document id: cosine}} of the `top_k` best documents, or of the candidates in `top_ranked`."""
         ids = list(queries["id"])
-        queries_QE = self.encoder.encode_queries(list(queries["text"]), prompt=self.prompt)
+        queries_QE = self.encoder.encode_queries(query_texts(queries), prompt=self.prompt)
         documents_D = np.unique(self._owners_P)
         order_P = np.argsort(self._owners_P, kind="stable")
         starts_D = np.searchsorted(self._owners_P[order_P], documents_D)
@@ -179,7 +180,8 @@ class IndexSearch(EvaluatedEncoder):
         self._index(corpus)
         results: dict[str, dict[str, float]] = {}
         with Searcher.open(self._name, home=self._home, encoder=self.encoder) as searcher:
-            ids, texts = list(queries["id"]), list(queries["text"])
+            asked = zip(queries["id"], query_texts(queries), strict=True)
+            ids, texts = zip(*((query, text) for query, text in asked if text.strip()), strict=True)
             for first in range(0, len(ids), QUERIES_AT_ONCE):
                 some = slice(first, first + QUERIES_AT_ONCE)
                 found = searcher.search(texts[some], k=top_k, prompt=self.prompt, texts=False)

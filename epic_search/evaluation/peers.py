@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epic_search.evaluation.meter import Meter, sample
+from epic_search.evaluation.splits import query_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,17 +123,17 @@ class BM25Peer:
         position = {document: i for i, document in enumerate(self._ids)}
         results: dict[str, dict[str, float]] = {}
         with self._meter.encoding():
-            for query, text in zip(queries["id"], queries["text"], strict=True):
+            for query, text in zip(queries["id"], query_texts(queries), strict=True):
                 scores_D = self._scores(text)
                 if top_ranked is not None:
-                    wanted = np.array([position[document] for document in top_ranked.get(query, [])], dtype=int)
+                    wanted = np.array([position[d] for d in top_ranked.get(query, []) if d in position], dtype=int)
                 else:
                     wanted = np.arange(len(self._ids))
                 wanted = wanted[np.argsort(-scores_D[wanted], kind="stable")[:top_k]]
                 results[query] = {self._ids[i]: float(scores_D[i]) for i in wanted}
         self._meter.texts += len(results)
         self._meter.queries += len(results)
-        self._meter.keep_some(list(queries["text"]))
+        self._meter.keep_some(query_texts(queries))
         return results
 
     def query_seconds(self, query: str) -> float:

@@ -12,10 +12,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import ClassDemonstrations
@@ -24,6 +24,9 @@ from epic_search.evaluation.kinds import Control
 from epic_search.evaluation.models import Condition, EvaluatedModel
 from epic_search.evaluation.results import RUN_FILE, Failure, Run, read_run
 from epic_search.evaluation.tasks import EvalTask
+
+if TYPE_CHECKING:
+    from mteb.cache import ResultCache
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _run(
 
     cache, pools = ResultCache(out), Pools(pairs=plan.pairs, classes=plan.classes)
     _require_same_models(plan, out)
-    _require_same_data(plan, [Job(*job, cache, out) for job in jobs], out)
+    _require_same_data(plan, jobs, cache, out)
     done = RunReport()
     _save_run(plan, out, done)
     _hush()
@@ -187,19 +190,22 @@ def _only_run(out: Path) -> Iterator[None]:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        with lock:
-            yield
+        lock = FileLock(out / ".lock")
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another evaluation writes into {out} now; wait for it, or name another --out") from error
     except OSError as error:
         raise UserError(f"the folder {out} cannot be written to: {error.strerror}; name another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _require_same_models(plan: Plan, out: Path) -> None:
     by_identity: dict[tuple[str, str], str] = {}
     for model in plan.models:
-        other = by_identity.setdefault((model.name, model.revision), model.label)
+        other = by_identity.setdefault(_identity(model), model.label)
         if other != model.label:
             raise UserError(f"'{other}' and '{model.label}' are the same model; leave one of them out")
     labels = [model.label for model in plan.models]
@@ -208,15 +214,24 @@ def _require_same_models(plan: Plan, out: Path) -> None:
             raise UserError(f"two models are called '{label}'; give one a name of its own: --model NAME=MODEL")
     known = _read_run(out).models
     for model in plan.models:
+        names = [name for name, there in known.items() if (there["name"], there["revision"]) == _identity(model)]
+        if names and model.label not in names:
+            raise UserError(f"{out} holds results of '{model.label}' under the name '{names[0]}'; use that name again")
         there = known.get(model.label)
-        if there is not None and (there["name"], there["revision"]) != (model.name, model.revision):
+        if there is not None and (there["name"], there["revision"]) != _identity(model):
             raise UserError(
                 f"{out} holds results of '{model.label}' {there['revision']}, and this one is {model.revision}; "
                 "name another folder with --out, or give this model a name of its own: --model NAME=MODEL"
             )
 
 
-def _require_same_data(plan: Plan, jobs: Sequence[Job], out: Path) -> None:
+def _identity(model: EvaluatedModel) -> tuple[str, str]:
+    return model.name, model.revision
+
+
+def _require_same_data(
+    plan: Plan, jobs: Sequence[tuple[EvaluatedModel, EvalTask, Condition]], cache: "ResultCache", out: Path
+) -> None:
     """One folder holds one version of a task: results that this run would not replace must be of the same data."""
     origins = _read_run(out).origins
     for task in plan.tasks:
@@ -224,13 +239,18 @@ def _require_same_data(plan: Plan, jobs: Sequence[Job], out: Path) -> None:
             raise UserError(
                 f"{out} holds results of another task '{task.name}', from {origins[task.name]}; name another --out"
             )
-    revisions = {job.file.name: job.mteb_task.metadata.dataset["revision"] for job in jobs}
-    replaced = {job.file for job in jobs}
+    revisions: dict[str, str] = {}
+    replaced: set[Path] = set()
+    for model, task, condition in jobs:
+        with suppress(Exception):  # a task that cannot be made is reported when its turn comes
+            job = Job(model, task, condition, cache, out)
+            revisions[job.file.name] = job.mteb_task.metadata.dataset["revision"]
+            replaced.add(job.file)
     for file in sorted((out / "results").rglob("*.json")):
         if file.name in revisions and file.parent.name != "items" and file not in replaced:
             try:
                 revision = json.loads(file.read_text(encoding="utf-8"))["dataset_revision"]
-            except (OSError, ValueError, KeyError):  # cut off by a kill, or no result
+            except (OSError, ValueError, LookupError, TypeError):  # cut off by a kill, or no result
                 continue
             if revision != revisions[file.name]:
                 raise UserError(

@@ -1,6 +1,6 @@
 """The rows of an mteb task in one form: mteb's older tasks keep theirs in others, and mteb copes with that."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +23,15 @@ def subsets(task: "AbsTask") -> list[tuple[str, Splits]]:
     if set(task.eval_splits) <= set(dataset):
         return [("default", dataset)]
     return [(subset, dataset[subset]) for subset in task.hf_subsets if subset in dataset]
+
+
+def query_texts(queries: Any) -> list[str]:
+    """The queries of a ranking; the turns of a dialogue, which some tasks ask with, in one text each."""
+    return [text if isinstance(text, str) else _dialogue(text) for text in queries["text"]]
+
+
+def _dialogue(turns: Sequence[Any]) -> str:
+    return "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def unwrapped(rows: Any) -> Any:

@@ -77,11 +77,6 @@ def estimate(results: Sequence[Result]) -> Estimate:
     return Estimate(score, np.mean([resamples_R for resamples_R in resamples if resamples_R is not None], axis=0))
 
 
-def interval(results: Result | Sequence[Result]) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of one result, or of the mean over one entry's seeds on a task."""
-    return estimate([results] if isinstance(results, Result) else results).interval
-
-
 def mean(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of estimates: resamples are drawn within each task, and averaged over tasks.
 

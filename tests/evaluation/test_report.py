@@ -162,6 +162,7 @@ def test_the_differences_that_matter(table: Table) -> None:
         ("epic-mini@4", "epic-mini@4-random", 3),
         ("epic-mini@4", "epic-mini@4-shuffled", 3),
         ("epic-mini", "bm25", 2),
+        ("epic-mini@4", "bm25", 2),
     ]
     first = sections.findings(table, pairs)[1]
     assert first.startswith("epic-mini@4 against epic-mini, 3 tasks: +")

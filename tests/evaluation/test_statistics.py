@@ -16,7 +16,7 @@ from results_helpers import write_result
 from epic_search.errors import UserError
 from epic_search.evaluation.compare import compare, pair_rows
 from epic_search.evaluation.results import Items, Result, choose, read_results
-from epic_search.evaluation.statistics import RESAMPLES, Estimate, _counts, _scores, estimate, interval, mean
+from epic_search.evaluation.statistics import RESAMPLES, Estimate, _counts, _scores, estimate, mean
 from epic_search.evaluation.table import Entry, Table, summary_rows, task_rows
 
 
@@ -57,7 +57,7 @@ def test_a_resample_scores_as_the_drawn_items_do(form: str, ties: bool) -> None:
 
 def test_the_interval_agrees_with_scipy(tmp_path: Path) -> None:
     values = np.random.default_rng(0).beta(1, 2, 300)
-    found = interval(one(tmp_path, values=values.tolist()))
+    found = estimate([one(tmp_path, values=values.tolist())]).interval
     reference = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
     assert found == pytest.approx((reference.low, reference.high), abs=0.004)
 
@@ -69,7 +69,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(tmp_path: Path)
     for _ in range(200):
         values = (rng.random(100) < 0.3).astype(float)
         drawn = Result(**{**vars(result), "score": values.mean(), "items": items("mean", values.tolist())})
-        within = interval(drawn)
+        within = estimate([drawn]).interval
         assert within is not None
         covered += within[0] <= 0.3 <= within[1]
     assert 0.89 <= covered / 200 <= 0.99
@@ -95,7 +95,7 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     low, high = change.interval
     assert 0.01 < low < change.score < high < 0.03
     assert change.excludes_zero
-    intervals = interval(a), interval(b)
+    intervals = estimate([a]).interval, estimate([b]).interval
     assert intervals[0] and intervals[1] and intervals[0][1] > intervals[1][0]
 
 
@@ -122,12 +122,21 @@ def test_tasks_are_drawn_independently() -> None:
 
 
 def test_no_interval_without_items_that_give_the_score(tmp_path: Path) -> None:
-    assert interval(one(tmp_path / "a", with_items=False)) is None
-    assert interval(one(tmp_path / "b", values=[0.5])) is None
-    assert interval(one(tmp_path / "c", values=[0.2, 0.4], score=0.6)) is None
-    near = estimate([one(tmp_path / "d", values=[0.2, 0.2, 0.2], score=0.205)])
-    assert near.interval == pytest.approx((0.205, 0.205))
-    assert mean([near, Estimate(0.5)]).interval is None
+    assert estimate([one(tmp_path / "a", with_items=False)]).interval is None
+    assert estimate([one(tmp_path / "b", values=[0.5])]).interval is None
+    assert estimate([one(tmp_path / "c", values=[0.2, 0.4], score=0.6)]).interval is None
+    near = estimate([one(tmp_path / "d", values=[0.2, 0.2, 0.2], score=0.2005)])
+    assert near.interval == pytest.approx((0.2005, 0.2005))
+
+
+def test_in_a_mean_what_has_no_interval_is_a_fixed_number(tmp_path: Path) -> None:
+    certain = one(tmp_path / "runs", form="runs", values=[0.2, 0.9])
+    assert estimate([certain]).interval is None
+    wide = estimate([one(tmp_path / "mean", values=[0.0, 1.0, 0.0, 1.0])])
+    low, high = wide.interval or (0.0, 0.0)
+    both = mean([wide, estimate([certain])])
+    assert both.interval == pytest.approx(((low + 0.55) / 2, (high + 0.55) / 2))
+    assert mean([Estimate(0.5), Estimate(0.7)]).interval is None
 
 
 def test_resamples_without_a_positive_are_left_out(tmp_path: Path) -> None:
