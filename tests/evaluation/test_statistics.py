@@ -130,7 +130,7 @@ def test_no_interval_without_items_that_give_the_score(tmp_path: Path) -> None:
 
 
 def test_in_a_mean_what_has_no_interval_is_a_fixed_number(tmp_path: Path) -> None:
-    certain = one(tmp_path / "runs", form="runs", values=[0.2, 0.9])
+    certain = one(tmp_path / "runs", kind="clustering", values=[0.2, 0.9])
     assert estimate([certain]).interval is None
     wide = estimate([one(tmp_path / "mean", values=[0.0, 1.0, 0.0, 1.0])])
     low, high = wide.interval or (0.0, 0.0)
