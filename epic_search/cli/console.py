@@ -128,10 +128,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = ()) -> None:
-    """A table on a terminal, tab-separated lines in a pipe. `numbers` names the right-aligned columns."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = (), header: bool = False
+) -> None:
+    """A table on a terminal, tab-separated lines in a pipe; with `header`, the first of them names the columns.
+
+    `numbers` names the right-aligned columns.
+    """
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in [columns, *rows] if header else rows:
             print("\t".join(printable(cell) for cell in row))
         return
     from rich.table import Table

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_TASKS = 1
 DEFAULT_VERB = "run"
+MOST_DEMOS = 10_000
+LOG_FILE = "failures.log"
 COMMAND = "epic_search.command"  # where the words that a person typed are kept
 RESULTS = Path("results")
 
@@ -123,17 +125,27 @@ def run(
 
     See also: epic-search eval compare --help, epic-search eval report --help
     """
-    numbers, wanted_seeds = _numbers(demos, "--demos"), _numbers(seeds, "--seeds")
+    numbers = _numbers(demos, "--demos", most=MOST_DEMOS)
+    wanted_seeds = _numbers(seeds, "--seeds", most=2**32)
     wanted_controls = _controls(controls or [], numbers)
+    if pairs is not None and not any(numbers):
+        raise UserError(f"--pairs {pairs} needs a number of demonstrations; add --demos 4")
+    if blank := [task for task in tasks if not task.strip()]:
+        raise UserError(f"{blank[0]!r} names no task; give a suite, a folder, or the name of an MTEB task")
     folder = out or RESULTS / _folder_name(tasks)
     with console.working("loading"):
         _require_mteb()
+        from epic_search.evaluation.demonstrations import file_pool
         from epic_search.evaluation.models import Settings, find_model
         from epic_search.evaluation.report import write_report
         from epic_search.evaluation.results import read_results, read_run
         from epic_search.evaluation.runner import Plan
         from epic_search.evaluation.runner import run as evaluate
         from epic_search.evaluation.suite import find_tasks
+        from epic_search.evaluation.tasks import PairFile
+
+        if pairs is not None:
+            file_pool(PairFile(pairs))  # what is wrong with it is told now, not after the first task
 
         notes: list[str] = []
         settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
@@ -188,7 +200,7 @@ def compare(
         columns, rows = pair_rows(pair)
         if sys.stdout.isatty():
             print(f"{pair.b} - {pair.a}")
-        console.print_table(columns, rows, numbers=columns[1:-1])
+        console.print_table(columns, rows, numbers=columns[1:-1], header=True)
         if pair.left_out:
             console.note(f"not compared, as only one side has them: {', '.join(pair.left_out)}")
     for side, alone in ((a, comparison.only_a), (b, comparison.only_b)):
@@ -212,13 +224,13 @@ def report(
         console.note(f"wrote {page} and {markdown}")
 
 
-def _numbers(text: str, option: str) -> list[int]:
+def _numbers(text: str, option: str, *, most: int) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"{option} {text!r} is not a list of whole numbers; write them as 0,4") from error
-    if min(numbers) < 0:
-        raise UserError(f"{option} {text!r} holds a negative number; write them as 0,4")
+    if min(numbers) < 0 or max(numbers) > most:
+        raise UserError(f"{option} {text!r}: the numbers must be from 0 to {most:,}; write them as 0,4")
     return list(dict.fromkeys(numbers))
 
 
@@ -255,7 +267,7 @@ def _reporter(bar: "Callable[[int, int, str], None]") -> "Callable[[Progress], N
                 assert progress.score is not None
                 console.note(f"{what}: {100 * progress.score:.2f} ({progress.seconds:.0f} s)")
             case "failed":
-                console.note(f"{what}: failed: {progress.error}")
+                console.note(f"{what}: failed ({progress.seconds:.0f} s)")
             case "kept":
                 assert progress.score is not None
                 console.note(f"{what}: {100 * progress.score:.2f} (already there)")
@@ -290,7 +302,7 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
         return
     table = Table(results)
     columns, rows = task_rows(table)
-    console.print_table(columns, rows, numbers=columns[2:])
+    console.print_table(columns, rows, numbers=columns[2:], header=True)
     if len(table.tasks) > 1 and sys.stdout.isatty():
         print()
         columns, rows = summary_rows(table)
@@ -300,7 +312,8 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
 def _print_failures(done: "RunReport", folder: Path) -> None:
     if not done.failures:
         return
-    console.note(f"{len(done.failures)} failed, with tracebacks in {folder / 'failures.log'}:")
+    bugs = not all(failure.mistake for failure in done.failures)
+    console.note(f"{len(done.failures)} failed{f', see also {folder / LOG_FILE}' if bugs else ''}:")
     for failure in done.failures:
         console.note(f"  {failure.model} on {failure.task}, {failure.condition}: {failure.error}")
 

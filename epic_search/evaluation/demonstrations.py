@@ -54,11 +54,12 @@ class Pool:
 
         Raises UserError when fewer than `k` pairs fit.
         """
-        chosen = list(islice(filter(fits, self._in_random_order(seed)), k))
+        chosen = list(islice(filter(fits, self._in_random_order(seed)), min(k, len(self.pairs))))
         if len(chosen) < k:
+            left = f"; ask for at most {len(chosen)}" if chosen else ""
             raise UserError(
-                f"{k} demonstrations were asked for, and {self.source} holds {len(self.pairs)} pairs of which only "
-                f"{len(chosen)} fit into a prompt; ask for at most {len(chosen)}, or give more pairs in a file"
+                f"{k} demonstrations were asked for, and {self.source} holds {len(self.pairs)} pairs that can be "
+                f"shown, {len(chosen)} of them short enough to be read whole{left}, or give pairs in a file"
             )
         return chosen
 
@@ -198,17 +199,12 @@ def comparable(text: str) -> str:
 
 
 def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
-    kept = tuple(
-        pair
-        for pair in dict.fromkeys(pairs)
-        if pair.query.strip()
-        and pair.passage.strip()
-        and not {comparable(pair.query), comparable(pair.passage)} & tested
-    )
+    given = [pair for pair in dict.fromkeys(pairs) if pair.query.strip() and pair.passage.strip()]
+    if not given:
+        raise UserError(f"{source} holds no pair of two texts, so there is nothing to demonstrate")
+    kept = tuple(pair for pair in given if not {comparable(pair.query), comparable(pair.passage)} & tested)
     if not kept:
-        raise UserError(
-            f"{source} holds no pair whose texts are not also in the test, so there is nothing to demonstrate"
-        )
+        raise UserError(f"each of the {len(given)} pairs of {source} shows a text of the test; give other pairs")
     return Pool(kept, source)
 
 

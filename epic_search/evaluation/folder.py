@@ -68,6 +68,8 @@ def read_folder(path: Path, *, kind: Kind | None = None) -> Folder:
         if kind == "reranking":
             corpus, splits = _with_corpus(splits)
         elif kind in ("classification", "clustering"):
+            if kind == "classification":
+                _check_classes(path, splits)
             splits = _with_label_names(splits)
     return Folder(path, kind, splits, corpus, _digest(path, names))
 
@@ -158,6 +160,14 @@ def _text(value: Any, field: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{place}: '{field}' holds half of a surrogate pair, which is no character") from error
     return value
+
+
+def _check_classes(path: Path, splits: Mapping[str, Columns]) -> None:
+    if "train" in splits:
+        known = set(map(str, splits["train"]["label"]))
+        unknown = next((str(label) for label in splits["test"]["label"] if str(label) not in known), None)
+        if unknown is not None:
+            raise UserError(f"{path}: the test has the label '{unknown}', which no row of train.jsonl shows")
 
 
 def _with_label_names(splits: Mapping[str, Columns]) -> dict[str, Columns]:
@@ -255,7 +265,7 @@ def _read_qrels(path: Path, queries: Collection[str], documents: Collection[str]
             raise UserError(f"{place}: expected query id, document id and grade, parted by tabs, not {line!r:.80}")
         query, document, grade = fields
         try:
-            value = int(grade)
+            value = int(grade.removesuffix(".0"))
         except ValueError as error:
             if number == 1 and query not in queries:
                 continue  # the header
@@ -264,7 +274,12 @@ def _read_qrels(path: Path, queries: Collection[str], documents: Collection[str]
             raise UserError(f"{place}: the query '{query}' is not in {QUERIES}")
         if document not in documents:
             raise UserError(f"{place}: the document '{document}' is not in {CORPUS}")
-        judged.setdefault(query, {})[document] = value
-    if not judged:
-        raise UserError(f"{path} judges no query; a line is query id, document id and grade, parted by tabs")
+        if judged.setdefault(query, {}).setdefault(document, value) != value:
+            raise UserError(
+                f"{place}: '{query}' and '{document}' were judged {judged[query][document]} in a line before"
+            )
+    if not any(value > 0 for grades in judged.values() for value in grades.values()):
+        raise UserError(
+            f"{path} names no relevant document; a line is query id, document id and grade (above 0), parted by tabs"
+        )
     return judged

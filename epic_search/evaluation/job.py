@@ -30,7 +30,6 @@ from epic_search.evaluation.tasks import EvalTask, PairFile
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.cache import ResultCache
-    from mteb.results import TaskResult
     from mteb.types import EncodeKwargs
 
 WORK_FOLDER = "work"
@@ -85,6 +84,7 @@ class Job:
         self.meta = model.meta(condition)
         self.mteb_task = task.make()
         self.file: Path = cache.get_task_result_path(self.mteb_task.metadata.name, self.meta)
+        self.items_file = self.file.parent / "items" / self.file.name
 
     def stored_score(self, pools: Pools) -> float | None:
         """The main score of a finished result, if it is of the same data and the same prompt."""
@@ -92,6 +92,8 @@ class Job:
             stored = json.loads(self.file.read_text(encoding="utf-8"))
             blocks = [entry[BLOCK] for split in stored["scores"].values() for entry in split]
             json.loads((self.file.parent / "model_meta.json").read_text(encoding="utf-8"))
+            if any(block.get("items", True) for block in blocks):
+                json.loads(self.items_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None  # absent, cut off by a kill, or not one of ours
         if stored["dataset_revision"] != self.mteb_task.metadata.dataset["revision"]:
@@ -133,24 +135,26 @@ class Job:
             )
             [result] = evaluated.task_results
             items = recorder.items(result, Path(folder))
-        wall_seconds = time.perf_counter() - started
-        self._attach(result, bound, pools, wall_seconds=wall_seconds, load_seconds=loading_ended - started)
+        timing = {
+            "load_seconds": loading_ended - started,
+            "wall_seconds": time.perf_counter() - started,
+        }
+        block = self._block(bound, pools, timing) | {"items": items is not None}
+        entries: Any = [entry for split in result.scores.values() for entry in split]
+        for entry in entries:
+            entry[BLOCK] = block
         if items is not None:
-            write_json(self.file.parent / "items" / self.file.name, items)
+            write_json(self.items_file, items)
         self.cache.save_to_cache(result, self.meta, encode_kwargs=LOADING)
         return float(result.main_score)
 
-    def _attach(
-        self, result: "TaskResult", bound: Bound, pools: Pools, *, wall_seconds: float, load_seconds: float
-    ) -> None:
+    def _block(self, bound: Bound, pools: Pools, timing: dict[str, float]) -> dict[str, Any]:
+        """What is kept beside the scores: how they came about."""
         meter = bound.meter
-        block = {
+        return {
             "kind": self.task.kind,
             "label": self.model.label,
-            "prompt": {
-                **self._prompt_record(pools),
-                "demonstrations": bound.demonstrations,
-            },
+            "prompt": self._prompt_record(pools) | {"demonstrations": bound.demonstrations},
             "cost": {
                 "queries": meter.queries,
                 "query_tokens": meter.query_tokens / meter.queries if meter.queries and meter.query_tokens else None,
@@ -158,14 +162,10 @@ class Job:
                 "texts": meter.texts,
                 "tokens": round(meter.tokens),
                 "encode_seconds": meter.encode_seconds,
-                "load_seconds": load_seconds,
-                "wall_seconds": wall_seconds,
+                **timing,
             },
             "settings": {**bound.settings, **self._search(bound), "machine": machine(), "versions": versions()},
         }
-        entries: Any = [entry for split in result.scores.values() for entry in split]
-        for entry in entries:
-            entry[BLOCK] = block
 
     def _search(self, bound: Bound) -> dict[str, Any]:
         # Candidates that a task brings along are ranked without an index, whatever the settings.

@@ -7,6 +7,7 @@ a mistyped third model is known before the first has run, and finished results n
 import hashlib
 import os
 import platform
+import re
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ Search = Literal["index", "exact"]
 SENTENCE_TRANSFORMERS = "st:"
 BM25 = "bm25"
 REVISION_DIGITS = 16
+NAME = re.compile(r"[\w.+-]+")  # in tables "@" and ":" part a model from its demonstrations
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ def find_model(reference: str, *, settings: Settings) -> EvaluatedModel:
     label, given, what = reference.partition("=")
     if not given or Path(reference.removeprefix(SENTENCE_TRANSFORMERS)).exists():  # a path may hold a "=", too
         label, what = "", reference
+    elif not NAME.fullmatch(label):
+        raise UserError(f"--model {reference!r}: a name is of letters, digits, '.', '_', '+' and '-', as NAME=MODEL")
+    if not what:
+        raise UserError(f"--model {reference!r} names no model; give a name, a folder or a hub id")
     if what == BM25:
         _require("bm25s", "Stemmer")
         return BM25Model(label=label or BM25)
@@ -153,7 +159,7 @@ class EncoderModel:
     @classmethod
     def find(cls, reference: str, *, label: str, settings: Settings) -> "EncoderModel":
         """By registry name, folder or hub id."""
-        found = checkpoints.find(reference).capped(settings.max_length)
+        found = checkpoints.find(reference)
         name = _last_part(found.config.name)
         is_hub_id = reference.count("/") == 1 and not Path(reference).exists()
         organisation = "epic-search" if reference in checkpoints.registry() else "local"

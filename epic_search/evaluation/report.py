@@ -148,10 +148,10 @@ def _method(table: Table, pairs: Sequence[Pair]) -> list[str]:
         )
     tests = sum(len(pair.tasks) for pair in pairs)
     if tests > 1:
-        by_chance = max(1, round(tests * (1 - LEVEL / 100)))
+        by_chance = tests * (1 - LEVEL / 100)
         paragraphs.append(
-            f"This report compares {tests} times on single tasks. If nothing differed, about {by_chance} of these "
-            "would still come out clear; no correction is made for that."
+            f"This report compares {tests} times on single tasks. If nothing differed, {by_chance:.1f} of these would "
+            "still come out clear on average; no correction is made for that."
         )
     return paragraphs
 

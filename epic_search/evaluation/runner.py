@@ -23,10 +23,11 @@ from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, file_digest, wri
 from epic_search.evaluation.kinds import Control
 from epic_search.evaluation.models import Condition, EvaluatedModel
 from epic_search.evaluation.results import RUN_FILE, Failure, Run, read_run
-from epic_search.evaluation.tasks import EvalTask
+from epic_search.evaluation.tasks import FROM_HUB, EvalTask
 
 if TYPE_CHECKING:
     from mteb.cache import ResultCache
+LOG_FILE = "failures.log"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _run(
     done = RunReport()
     _save_run(plan, out, done)
     _hush()
+    offline = ""  # the first failure for want of a network: further tasks from the hub need not wait for theirs
     for number, (model, task, condition) in enumerate(jobs, 1):
         here = Progress("running", number, len(jobs), model.label, task.name, str(condition))
         report(here)
@@ -131,6 +133,8 @@ def _run(
         try:
             job = Job(model, task, condition, cache, out)
             score = None if overwrite else job.stored_score(pools)
+            if score is None and offline and task.origin.startswith(FROM_HUB):
+                raise UserError(offline)
             if score is not None:
                 done.kept += 1
                 here = replace(here, state="kept", score=score)
@@ -145,7 +149,10 @@ def _run(
                 model=model.label, task=task.name, condition=str(condition), error=sentence(error), mistake=mistake
             )
             done.failures.append(failure)
-            _log(out, failure)
+            if _is_network_error(error):
+                offline = failure.error
+            elif not mistake:
+                _log(out, failure)
             here = replace(here, state="failed", error=failure.error, seconds=time.monotonic() - started)
         report(here)
         _save_run(plan, out, done)
@@ -284,12 +291,12 @@ def _hush() -> None:
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    for name in ("mteb", "sentence_transformers"):
+    for name in ("mteb", "sentence_transformers", "sklearn", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
 
 
 def _log(out: Path, failure: Failure) -> None:
     """The whole traceback of a failure, for whoever looks for its cause."""
-    with (out / "failures.log").open("a", encoding="utf-8") as file:
+    with (out / LOG_FILE).open("a", encoding="utf-8") as file:
         file.write(f"{failure.model}, {failure.task}, {failure.condition}\n{traceback.format_exc()}\n")

@@ -81,7 +81,7 @@ class Suite(StrictModel):
     """A list of tasks under a name."""
 
     name: str
-    description: str
+    description: str = ""
     tasks: list[SuiteTask] = Field(min_length=1)
 
 

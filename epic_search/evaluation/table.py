@@ -175,7 +175,7 @@ def percent(score: float) -> str:
 
 def signed(difference: float) -> str:
     """A difference of scores as it is shown: times 100, two decimals, with its sign."""
-    return f"{100 * difference:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * difference, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def with_margin(value: Estimate | None) -> str:

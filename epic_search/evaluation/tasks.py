@@ -30,6 +30,7 @@ MAIN_SCORES: dict[Kind, str] = {
     "classification": "accuracy",
     "clustering": "v_measure",
 }
+FROM_HUB = "mteb "  # how the origin of data begins that mteb fetches
 CLUSTERED = 2048  # texts that MTEB's newer clustering tasks embed at most
 # The columns in which a test with one value only has no score.
 VARYING: dict[Kind, str] = {
@@ -173,7 +174,7 @@ def _mteb_task(task: "AbsTask", instruction: str | None, pairs: PairFile | None)
         fresh.hf_subsets = list(subsets)
         return fresh.filter_eval_splits(eval_splits)
 
-    return EvalTask(name, kind, make, instruction or None, pairs, origin=f"mteb {name}")
+    return EvalTask(name, kind, make, instruction or None, pairs, origin=f"{FROM_HUB}{name}")
 
 
 def _draw(folder: Folder, *, limit: int | None, set_aside: int | None) -> dict[str, Columns]:
@@ -209,10 +210,11 @@ def _own_ids(folder: Folder, columns: Columns, prefix: str) -> Columns:
 
 def _check_test(folder: Folder, test: Columns) -> None:
     if folder.kind in VARYING:
-        values = test[VARYING[folder.kind]]
+        column = VARYING[folder.kind]
+        values = test["label_text" if "label_text" in test else column]
         if len(set(values)) < 2:
             raise UserError(
-                f"{folder.path}: the {VARYING[folder.kind]} of all {len(values)} test rows is {values[0]}; "
+                f"{folder.path}: the {column} of all {len(values)} test rows is '{values[0]}'; "
                 "without a second one there is nothing to tell apart"
             )
 

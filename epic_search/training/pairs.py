@@ -155,7 +155,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     """(line number, object) of each line of a .jsonl or .jsonl.gz file; raises UserError at a line that is none."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -165,5 +165,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
                 yield number, row
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error

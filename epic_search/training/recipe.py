@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from epic_search.encoder.config import EncoderConfig, StrictModel, first_problem
 from epic_search.errors import UserError
 
+DATA_VARIABLE = "EPIC_SEARCH_DATA"
 DEFAULT_DATA = "../shared/data"
 
 
@@ -155,13 +156,15 @@ def _glob(pattern: str) -> list[Path]:
     root = Path(path.anchor) if path.is_absolute() else Path()
     files = sorted(root.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
     if not files:
-        raise UserError(f"no file matches {path}; set EPIC_SEARCH_DATA or correct the path")
+        advice = f"set {DATA_VARIABLE} or correct the path" if DATA_VARIABLE in pattern else "correct the path"
+        where = "" if path.is_absolute() else f" from {Path.cwd()}"
+        raise UserError(f"no file matches {path}{where}; {advice}")
     return files
 
 
 def _variable(match: re.Match[str]) -> str:
     name, fallback = match[1], match[2]
-    default = DEFAULT_DATA if name == "EPIC_SEARCH_DATA" else None
+    default = DEFAULT_DATA if name == DATA_VARIABLE else None
     found = os.environ.get(name, fallback if fallback is not None else default)
     if found is None:
         raise UserError(f"{match[0]} names the environment variable {name}, which is not set")

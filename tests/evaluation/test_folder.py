@@ -57,7 +57,7 @@ def test_training_qrels_become_the_training_split_and_dev_is_not_looked_at(beir)
         ("qrels/test.tsv", ["h\th\th\n", "7\tx\t1\n"], "test.tsv, line 2: the document 'x' is not in corpus.jsonl"),
         ("qrels/test.tsv", ["7\t1\tmuch\n"], "line 1: the grade must be a whole number, not 'much'"),
         ("qrels/test.tsv", ["7 1 1\n"], "line 1: expected query id, document id and grade, parted by tabs"),
-        ("qrels/test.tsv", ["query-id\tcorpus-id\tscore\n"], "judges no query"),
+        ("qrels/test.tsv", ["query-id\tcorpus-id\tscore\n"], "names no relevant document"),
         ("corpus.jsonl", [{"_id": "1", "title": "no text"}], "corpus.jsonl, line 1: 'text' is missing"),
         ("corpus.jsonl", [{"text": "no id"}], "corpus.jsonl, line 1: '_id' must be a text or a whole number, not None"),
         ("corpus.jsonl", [*DOCUMENTS, {"_id": "1", "text": "x"}], "line 4: the id '1' stands already in line 1"),
@@ -97,9 +97,29 @@ def test_the_fields_of_the_first_row_tell_the_kind(tmp_path, kind, row):
 
 def test_a_training_split_tells_classification_from_clustering(tmp_path):
     write(tmp_path / "test.jsonl", [{"text": "t", "label": "x"}])
-    write(tmp_path / "train.jsonl", [{"text": "u", "label": "y"}])
+    write(tmp_path / "train.jsonl", [{"text": "u", "label": "x"}])
     assert read_folder(tmp_path).kind == "classification"
     assert read_folder(tmp_path, kind="clustering").kind == "clustering"
+
+
+def test_a_class_that_training_does_not_show(tmp_path):
+    write(tmp_path / "test.jsonl", [{"text": "t", "label": "x"}, {"text": "t", "label": 3}])
+    write(tmp_path / "train.jsonl", [{"text": "u", "label": "x"}])
+    with pytest.raises(UserError, match=r"the test has the label '3', which no row of train.jsonl shows"):
+        read_folder(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "test.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "t", "label": "x"}\n{"text": "u", "label": "y"}\n')
+    assert read_folder(tmp_path).splits["test"]["text"] == ["t", "u"]
+
+
+def test_a_document_judged_twice(beir):
+    write(beir / "qrels" / "test.tsv", ["7\t1\t1\n", "7\t1\t1.0\n"])
+    assert read_folder(beir).splits["test"]["relevant"] == [{"1": 1}]
+    write(beir / "qrels" / "test.tsv", ["7\t1\t1\n", "7\t1\t0\n"])
+    with pytest.raises(UserError, match="line 2: '7' and '1' were judged 1 in a line before"):
+        read_folder(beir)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_block_is_complete(evaluate: Evaluate, sts: EvalTask, out: Path, tin
     content = json.loads(path.read_text())
     [entry] = content["scores"]["test"]
     block = entry["epic_search"]
-    assert list(block) == ["kind", "label", "prompt", "cost", "settings"]
+    assert list(block) == ["kind", "label", "prompt", "cost", "settings", "items"]
     assert (block["kind"], block["label"]) == ("sts", "tiny")
     demonstrations = block["prompt"].pop("demonstrations")
     trained = {(f"{WORDS[i % 4]} {i}", f"{WORDS[i % 4]} {i} too") for i in range(17, 24, 2)}

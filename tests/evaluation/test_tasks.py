@@ -191,7 +191,7 @@ def test_options_that_do_not_fit(folder):
         folder_task(folder("clustering"), set_aside=40)
     with pytest.raises(UserError, match=r"lacks train.jsonl, which a classifier learns from"):
         folder_task(folder("clustering"), kind="classification")
-    with pytest.raises(UserError, match=r"the label of all 1 test rows is 0"):
+    with pytest.raises(UserError, match=r"the label of all 1 test rows is '0'"):
         folder_task(folder("pair_classification"), limit=1)
 
 
