@@ -35,22 +35,43 @@ class Losses:
     tokens: int
 
 
-def epic_losses(
-    encoder: Encoder,
-    batch: TrainBatch,
-    objective: Objective,
-    *,
-    rng: np.random.Generator,
-    max_length: int,
-    token_budget: int,
-) -> Losses:
-    """Both passes over one batch. `rng` draws the demonstrations; texts are cut at `max_length` tokens."""
-    context_query, context_passage = encoder.context(batch.queries), encoder.context(batch.passages)
+@dataclass(frozen=True)
+class Passes:
+    """One batch, ready to be encoded: the input rows of both passes and who may be whose negative.
+
+    `shown`: for each query the numbers of the pairs that demonstrate its task in pass 2, and `demonstrated_rows` the
+    rows with slots for them; both are empty where the objective has no demonstrations.
+    """
+
+    batch: TrainBatch
+    query_rows: list[Row]
+    passage_rows: list[Row]
+    demonstrated_rows: list[Row]
+    shown: list[np.ndarray]
+    context_query: Tensor | None
+    context_passage: Tensor | None
+    allowed_QP: Tensor
+    visible_QP: Tensor
+    told_Q: Tensor
+    shown_Q: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(len(row) for rows in (self.query_rows, self.passage_rows, self.demonstrated_rows) for row in rows)
+
+    def soft(self, query_QE: Tensor, passage_PE: Tensor) -> list[Tensor]:
+        """(2k, E) for each query: query 1, passage 1, query 2, ... of its demonstrations, as in a Prompt."""
+        return [torch.stack([query_QE[d], passage_PE[d]], dim=1).flatten(0, 1) for d in self.shown]
+
+
+def prepare(
+    encoder: Encoder, batch: TrainBatch, objective: Objective, *, rng: np.random.Generator, max_length: int
+) -> Passes:
+    """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens."""
+    device = encoder.device
     query_ids = encoder.token_ids(batch.queries, max_length=max_length)
-    passage_rows = [
-        encoder.template.passage.row(ids) for ids in encoder.token_ids(batch.passages, max_length=max_length)
-    ]
-    none = torch.empty(0, encoder.dim, device=encoder.device)
+    passage_ids = encoder.token_ids(batch.passages, max_length=max_length)
 
     def query_rows(demonstrations: Sequence[int]) -> list[Row]:
         layouts = [
@@ -59,47 +80,76 @@ def epic_losses(
         ]
         return [layout.row(ids) for layout, ids in zip(layouts, query_ids, strict=True)]
 
-    rows_1 = query_rows([0] * len(query_ids))
-    query_QE = embed(encoder, rows_1, context_query, [none] * len(rows_1), token_budget=token_budget)
-    passage_PE = embed(encoder, passage_rows, context_passage, [none] * len(passage_rows), token_budget=token_budget)
-    allowed_QP = torch.from_numpy(batch.allowed_QP).to(encoder.device)
-    told_Q = ~torch.from_numpy(batch.untold_Q).to(encoder.device)
+    shown = draw_demonstrations(batch, objective.demonstrations, rng) if objective.demonstrations else []
+    allowed_QP = torch.from_numpy(batch.allowed_QP).to(device)
+    visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(device) if shown else allowed_QP
+    return Passes(
+        batch=batch,
+        query_rows=query_rows([0] * len(query_ids)),
+        passage_rows=[encoder.template.passage.row(ids) for ids in passage_ids],
+        demonstrated_rows=query_rows([len(d) for d in shown]) if shown else [],
+        shown=shown,
+        context_query=encoder.context(batch.queries),
+        context_passage=encoder.context(batch.passages),
+        allowed_QP=allowed_QP,
+        visible_QP=visible_QP,
+        told_Q=~torch.from_numpy(batch.untold_Q).to(device),
+        shown_Q=torch.tensor([len(d) > 0 for d in shown], dtype=torch.bool, device=device),
+    )
+
+
+def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int) -> Losses:
+    """Encode both passes, `token_budget` tokens at a time, and compute their losses."""
+    query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget)
+    passage_PE = embed(encoder, passes.passage_rows, passes.context_passage, token_budget=token_budget)
+    demonstrated_QE = None
+    if passes.demonstrated_rows:
+        sources = (query_QE.detach(), passage_PE.detach()) if objective.stop_gradient else (query_QE, passage_PE)
+        soft = passes.soft(*sources)
+        rows, context = passes.demonstrated_rows, passes.context_query
+        demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
+    halves = encoder.config.pooling == "concat"
+    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
+
+
+def losses_of_vectors(
+    passes: Passes,
+    query_QE: Tensor,
+    passage_PE: Tensor,
+    demonstrated_QE: Tensor | None,
+    objective: Objective,
+    *,
+    halves: bool,
+) -> Losses:
+    """The losses of both passes, of their vectors alone. `halves`: vectors are a Contextual and an EOS half."""
     scores_QP = query_QE @ passage_PE.T
-    loss_1, accuracy_1 = info_nce(scores_QP, allowed_QP, told_Q, objective)
-    if encoder.config.pooling == "concat":
-        loss_1 = loss_1 + halves_loss(query_QE, passage_PE, allowed_QP, told_Q, objective)
+    loss_1, accuracy_1 = info_nce(scores_QP, passes.allowed_QP, passes.told_Q, objective)
+    if halves and objective.half_weight:
+        loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
     total = loss_1
-    tokens = sum(map(len, rows_1)) + sum(map(len, passage_rows))
 
     distillation = None
-    if objective.distill_weight and batch.pairs and context_query is not None and context_passage is not None:
-        distillation = distill(scores_QP, context_query @ context_passage.T, allowed_QP, objective)
+    context_query, context_passage = passes.context_query, passes.context_passage
+    if objective.distill_weight and passes.batch.pairs and context_query is not None and context_passage is not None:
+        distillation = distill(scores_QP, context_query @ context_passage.T, passes.allowed_QP, objective)
         total = total + objective.distill_weight * distillation
 
     loss_2, accuracy_2 = None, None
-    if objective.demonstrations:
-        shown = draw_demonstrations(batch, objective.demonstrations, rng)
-        sources = (query_QE.detach(), passage_PE.detach()) if objective.stop_gradient else (query_QE, passage_PE)
-        # (k, 2, E) -> (2k, E): query 1, passage 1, query 2, ... as in a Prompt
-        soft = [torch.stack([sources[0][d], sources[1][d]], dim=1).flatten(0, 1) for d in shown]
-        rows_2 = query_rows([len(d) for d in shown])
-        demonstrated_QE = embed(encoder, rows_2, context_query, soft, token_budget=token_budget)
-        visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(encoder.device)
-        told_Q = told_Q | torch.tensor([len(d) > 0 for d in shown], device=encoder.device)
-        loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, visible_QP, told_Q, objective)
-        if encoder.config.pooling == "concat":
-            loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, visible_QP, told_Q, objective)
+    if demonstrated_QE is not None:
+        told_Q = passes.told_Q | passes.shown_Q
+        loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
+        if halves and objective.half_weight:
+            loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
         total = total + loss_2
-        tokens += sum(map(len, rows_2))
 
     return Losses(
-        total if batch.pairs else objective.label_weight * total,
+        total if passes.batch.pairs else objective.label_weight * total,
         without=loss_1.item() if accuracy_1 is not None else None,
         with_demonstrations=loss_2.item() if loss_2 is not None and accuracy_2 is not None else None,
         distillation=distillation.item() if distillation is not None else None,
         accuracy_without=accuracy_1,
         accuracy_with=accuracy_2,
-        tokens=tokens,
+        tokens=passes.tokens,
     )
 
 
@@ -107,27 +157,45 @@ def embed(
     encoder: Encoder,
     rows: Sequence[Row],
     context_NC: Tensor | None,
-    soft: Sequence[Tensor],
+    soft: Sequence[Tensor] | None = None,
     *,
     token_budget: int,
 ) -> Tensor:
-    """(N, E) unit-length vectors of rows, in order, with gradients. Rows are grouped by length to save padding."""
-    parts: list[Tensor] = []
-    order: list[np.ndarray] = []
-    mixed = encoder.dtype == torch.bfloat16
-    for indices in batches([len(row) for row in rows], token_budget=token_budget):
-        context_BC = context_NC[torch.from_numpy(indices).to(context_NC.device)] if context_NC is not None else None
-        soft_SE = torch.cat([soft[i] for i in indices])
-        # Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every
-        # activation. Scores and losses stay outside: at a temperature of 0.02, bfloat16 is a fifth of a logit coarse.
-        with (
-            torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=mixed),
-            disable_input_dtype_casting(encoder.model.backbone, active=mixed),
-        ):
-            parts.append(encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE))
-        order.append(indices)
-    restore = torch.from_numpy(np.argsort(np.concatenate(order))).to(parts[0].device)
+    """(N, E) unit-length vectors of rows, in order, with gradients. Rows are grouped by length to save padding.
+
+    `soft`: for each row the vectors of its soft slots; None where no row has any.
+    """
+    groups = row_groups(rows, token_budget=token_budget)
+    parts = [embed_group(encoder, rows, context_NC, soft, indices) for indices in groups]
+    restore = torch.from_numpy(np.argsort(np.concatenate(groups))).to(parts[0].device)
     return torch.cat(parts)[restore]
+
+
+def row_groups(rows: Sequence[Row], *, token_budget: int) -> list[np.ndarray]:
+    """Numbers of the rows that are encoded together."""
+    return list(batches([len(row) for row in rows], token_budget=token_budget))
+
+
+def embed_group(
+    encoder: Encoder,
+    rows: Sequence[Row],
+    context_NC: Tensor | None,
+    soft: Sequence[Tensor] | None,
+    indices: np.ndarray,
+) -> Tensor:
+    """(len(indices), E) unit-length vectors of some of the rows, with gradients."""
+    mixed = encoder.dtype == torch.bfloat16
+    context_BC = context_NC[torch.from_numpy(indices).to(context_NC.device)] if context_NC is not None else None
+    none = torch.empty(0, encoder.dim, device=encoder.device)
+    soft_SE = torch.cat([soft[i] for i in indices]) if soft is not None else none
+    # Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every
+    # activation. Scores and losses stay outside: at a temperature of 0.02, bfloat16 is a fifth of a logit coarse.
+    with (
+        torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=mixed),
+        disable_input_dtype_casting(encoder.model.backbone, active=mixed),
+    ):
+        vectors_BE: Tensor = encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE)
+    return vectors_BE
 
 
 def draw_demonstrations(batch: TrainBatch, most: int, rng: np.random.Generator) -> list[np.ndarray]:

@@ -94,7 +94,9 @@ class Optimizer(StrictModel):
     """AdamW with linear warm-up, then a linear fall to `final_fraction` of the rate; projectors have their own rate.
 
     Adam moves every weight of a projector by about the rate at each step, and hundreds of them meet in one output:
-    at 1e-3 the tokens grow a hundredfold within 200 steps and all look alike.
+    at 1e-3 the tokens grow a hundredfold within 200 steps and all look alike. `token_budget` tokens are encoded at a
+    time; with `gradient_cache` (arXiv 2101.06983) the memory of a step is bounded by that and not by the batch, and
+    everything is encoded twice.
     """
 
     steps: int = Field(..., ge=1)
@@ -107,6 +109,7 @@ class Optimizer(StrictModel):
     clip_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     token_budget: int = Field(8192, ge=64)
+    gradient_cache: bool = False
 
 
 class Recipe(StrictModel):

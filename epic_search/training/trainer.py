@@ -19,9 +19,10 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, choose_dtype
 from epic_search.errors import UserError
+from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
-from epic_search.training.objective import epic_losses
+from epic_search.training.objective import epic_losses, prepare
 from epic_search.training.recipe import Optimizer, Recipe
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 
@@ -168,10 +169,13 @@ def _step(
     rng = np.random.default_rng([recipe.seed, _DEMONSTRATIONS, step])
     # Dropout, where a recipe asks for it, must not depend on where the run was resumed.
     torch.manual_seed(recipe.seed + step)
-    losses = epic_losses(
-        encoder, batch, recipe.objective, rng=rng, max_length=recipe.data.max_length, token_budget=settings.token_budget
-    )
-    losses.total.backward()
+    objective, budget = recipe.objective, settings.token_budget
+    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length)
+    if settings.gradient_cache:
+        losses = cached_gradients(encoder, passes, objective, token_budget=budget, seed=recipe.seed + step)
+    else:
+        losses = epic_losses(encoder, passes, objective, token_budget=budget)
+        losses.total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
     if not torch.isfinite(norm):

@@ -8,7 +8,7 @@ import torch
 
 from epic_search.encoder import Encoder
 from epic_search.encoder.config import EncoderConfig
-from epic_search.training.objective import demonstrated, draw_demonstrations, embed, epic_losses, info_nce
+from epic_search.training.objective import demonstrated, draw_demonstrations, embed, epic_losses, info_nce, prepare
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
 from epic_search.training.recipe import Objective
 
@@ -32,7 +32,8 @@ def batch_of(pairs: list[Pair], *, dropout: float = 0.0) -> TrainBatch:
 
 def losses(encoder: Encoder, batch: TrainBatch, *, budget: int = 4096, **settings: object):
     objective = Objective.model_validate(settings)
-    return epic_losses(encoder, batch, objective, rng=np.random.default_rng(1), max_length=64, token_budget=budget)
+    passes = prepare(encoder, batch, objective, rng=np.random.default_rng(1), max_length=64)
+    return epic_losses(encoder, passes, objective, token_budget=budget)
 
 
 def test_the_second_pass_trains_projectors_lora_and_first_pass(encoder: Encoder) -> None:
@@ -62,8 +63,7 @@ def test_losses_do_not_depend_on_how_rows_are_grouped(encoder: Encoder) -> None:
 def test_training_vectors_are_the_vectors_users_get(encoder: Encoder) -> None:
     texts = [pair.positive for pair in PAIRS]
     rows = [encoder.template.passage.row(ids) for ids in encoder.token_ids(texts)]
-    none = torch.empty(0, encoder.dim)
-    trained = embed(encoder, rows, encoder.context(texts), [none] * len(rows), token_budget=100)
+    trained = embed(encoder, rows, encoder.context(texts), token_budget=100)
     np.testing.assert_allclose(trained.detach().numpy(), encoder.encode_passages(texts), atol=1e-5)
 
 
