@@ -7,6 +7,7 @@ Text that came from documents is made printable first: it can neither move the c
 
 import json
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -23,6 +24,8 @@ from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+TYPED = "epic_search.typed"
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -58,6 +61,20 @@ class VerbGroup(TyperGroup):
             # Python flushes stdout once more as it exits: give it somewhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
+
+
+class DefaultVerbGroup(TyperGroup):
+    """A group whose first verb is meant where none is named: `eval TASKS` runs, beside `eval compare` and `eval report`.
+
+    What was typed is kept in the context, under TYPED.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Everything that is no verb is an argument of the first one."""
+        ctx.meta[TYPED] = shlex.join(["epic-search", ctx.info_name, *args])
+        if not args or args[0] not in self.commands:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
 
 
 def _interruption_hint(verb: str | None) -> str:

@@ -1,12 +1,10 @@
 """`epic-search eval`: measure encoders on MTEB tasks and local folders; compare runs; write reports."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from epic_search.cli import console, options
 from epic_search.errors import UserError
@@ -19,25 +17,12 @@ if TYPE_CHECKING:
     from epic_search.evaluation.runner import Progress, RunReport
 
 EXIT_FAILED_TASKS = 1
-DEFAULT_VERB = "run"
 MOST_DEMOS = 10_000
 LOG_FILE = "failures.log"
-COMMAND = "epic_search.command"  # where the words that a person typed are kept
 RESULTS = Path("results")
 
 
-class EvalGroup(TyperGroup):
-    """`epic-search eval TASKS` runs them; `eval compare` and `eval report` read what was stored."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Everything that is no verb is an argument of `run`."""
-        ctx.meta[COMMAND] = shlex.join(["epic-search", "eval", *args])
-        if not args or args[0] not in self.commands:
-            args = [DEFAULT_VERB, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=EvalGroup)
+app = typer.Typer(cls=console.DefaultVerbGroup)
 
 
 @app.callback()
@@ -45,7 +30,7 @@ def _eval() -> None:
     """Measure encoders on MTEB tasks and your own data, with and without demonstrations."""
 
 
-@app.command(name=DEFAULT_VERB, no_args_is_help=True)
+@app.command(no_args_is_help=True)
 def run(
     ctx: typer.Context,
     tasks: Annotated[
@@ -157,7 +142,7 @@ def run(
             controls=wanted_controls,
             pairs=pairs,
             classes=classes,
-            command=ctx.meta[COMMAND],
+            command=ctx.meta[console.TYPED],
             notes=notes,
         )
     for remark in notes:

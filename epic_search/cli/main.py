@@ -7,12 +7,11 @@ import typer
 
 from epic_search import __version__
 from epic_search.cli import eval as evaluation
-from epic_search.cli import indexes, models
+from epic_search.cli import indexes, models, train
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
 from epic_search.cli.index import index
 from epic_search.cli.query import query
-from epic_search.cli.train import train
 
 app = typer.Typer(
     name="epic-search",
@@ -41,9 +40,9 @@ def _epic_search(
 
 app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(query)
-app.command()(train)
 app.command()(demo)
 app.add_typer(evaluation.app, name="eval")
+app.add_typer(train.app, name="train")
 app.add_typer(indexes.app, name="indexes")
 app.add_typer(models.app, name="models")
 

@@ -22,7 +22,16 @@ DEFAULT_RECIPE = "quickstart"
 LINE_SECONDS = 30.0  # between two lines of progress where no bar can be drawn
 
 
-def train(
+app = typer.Typer(cls=console.DefaultVerbGroup)
+
+
+@app.callback()
+def _train() -> None:
+    """Train an encoder from a recipe."""
+
+
+@app.command()
+def run(
     recipe: Annotated[
         str | None,
         typer.Argument(
@@ -55,12 +64,12 @@ def train(
     path = recipe_path(recipe or DEFAULT_RECIPE)
     with console.working("loading"):
         from epic_search.training.recipe import load
-        from epic_search.training.trainer import train as run
+        from epic_search.training.trainer import train
 
         loaded = load(path)
     folder = out or Path("runs") / loaded.name
     with console.progress_bar(f"training {console.printable(loaded.name)}") as bar:
-        result = run(loaded, out=folder, resume=resume, device=device, report=_reporter(bar), say=console.note)
+        result = train(loaded, out=folder, resume=resume, device=device, report=_reporter(bar), say=console.note)
     if json:
         console.print_json(
             {
