@@ -64,7 +64,7 @@ class VerbGroup(TyperGroup):
 
 
 class DefaultVerbGroup(TyperGroup):
-    """A group whose first verb is meant where none is named: `eval TASKS` runs, beside `eval compare` and `eval report`.
+    """A group whose first verb is meant where none is named: `eval TASKS` runs, `eval compare` compares.
 
     What was typed is kept in the context, under TYPED.
     """

@@ -100,6 +100,16 @@ def test_a_stopped_run_continues_exactly(recipe: Recipe, tmp_path: Path) -> None
     assert Encoder.load(again.encoder, device="cpu", dtype="float32").name == "test"
 
 
+def test_a_gradient_cache_changes_memory_and_nothing_else(recipe: Recipe, tmp_path: Path) -> None:
+    def losses(name: str, **changes: object) -> list[float]:
+        rows: list[StepReport] = []
+        changed = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update=changes)})
+        train(changed, out=tmp_path / name, device="cpu", report=rows.append)
+        return [row.loss for row in rows]
+
+    np.testing.assert_allclose(losses("cached", gradient_cache=True, token_budget=64), losses("plain"), atol=1e-4)
+
+
 def test_training_changes_the_vectors_and_lowers_the_loss(recipe: Recipe, tmp_path: Path) -> None:
     rows: list[StepReport] = []
     longer = recipe.model_copy(
