@@ -1,4 +1,6 @@
-"""What do vectors and soft tokens look like? Norms and mean cosines between different texts: collapse shows here first.
+"""What do vectors and soft tokens look like? Norms, mean cosines between different texts, and what each half finds.
+
+Collapse shows here first: a half whose vectors are all alike, or that finds nothing by itself, adds nothing.
 
     python benchmarks/geometry.py --model epic-mini
 
@@ -30,6 +32,7 @@ def main(
     if encoder.config.pooling == "concat":
         for name, half_ND in zip(("Contextual", "EOS"), np.split(vectors_NE, 2, axis=1), strict=True):
             print(f"  {name} half: mean cosine {mean_cosine(half_ND):.3f}")
+        print_halves(encoder, texts)
     with torch.no_grad():
         soft_ND = encoder.model.soft_tokens(torch.from_numpy(vectors_NE).to(encoder.device)).cpu().numpy()
     tokens_ND = encoder.model.backbone.get_input_embeddings().weight.float().cpu().numpy()
@@ -44,6 +47,25 @@ def main(
     under = [encoder.encode_queries(QUERIES, prompt=prompt) for prompt in prompts]
     print(f"a query without and with {k} demonstrations: cosine {(plain_QE * under[0]).sum(axis=1).mean():.3f}")
     print(f"a query under other demonstrations: cosine {(under[0] * under[1]).sum(axis=1).mean():.4f}")
+
+
+def print_halves(encoder: Encoder, number: int) -> None:
+    """Which share of descriptions have their own code nearest, by the whole vector and by its parts."""
+    pairs = [pair for _, pair in zip(range(number), stdlib.pairs(), strict=False)]
+    queries, passages = ([pair[i] for pair in pairs] for i in (0, 1))
+    queries_QE, passages_PE = encoder.encode_queries(queries), encoder.encode_passages(passages)
+    context_QC, context_PC = (encoder.context(some) for some in (queries, passages))
+    assert context_QC is not None and context_PC is not None
+    parts = {
+        "the whole vector": (queries_QE, passages_PE),
+        "its Contextual half": (np.split(queries_QE, 2, axis=1)[0], np.split(passages_PE, 2, axis=1)[0]),
+        "its EOS half": (np.split(queries_QE, 2, axis=1)[1], np.split(passages_PE, 2, axis=1)[1]),
+        "the Contextual encoder by itself": (context_QC.float().cpu().numpy(), context_PC.float().cpu().numpy()),
+    }
+    for name, (mine_QD, theirs_PD) in parts.items():
+        theirs_PD = theirs_PD / np.linalg.norm(theirs_PD, axis=1, keepdims=True)
+        nearest_Q = (mine_QD @ theirs_PD.T).argmax(axis=1)
+        print(f"  right at rank 1 of {len(pairs)} by {name}: {(nearest_Q == np.arange(len(pairs))).mean():.3f}")
 
 
 def mean_cosine(rows_ND: np.ndarray) -> float:

@@ -1,16 +1,24 @@
-"""`epic-search models`: the encoders that come with epic-search and the weights they are made of."""
+"""`epic-search models`: the encoders that come with epic-search, their weights, and publishing others."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Show the named encoders and model weights.")
+app = typer.Typer(no_args_is_help=True, help="Show the named encoders and model weights; publish encoders.")
 
 Name = Annotated[str, typer.Argument(help="A name that `models list` shows.")]
+Encoder = Annotated[
+    str, typer.Argument(metavar="NAME|FOLDER", help="A named encoder, a checkpoint folder, or a model folder.")
+]
+Format = Literal["merged", "adapter", "sentence-transformers"]
+FORMATS = (
+    "merged: all weights in one folder; adapter: only what was trained; "
+    "sentence-transformers: a folder that SentenceTransformer loads."
+)
 
 
 @app.command("list")
@@ -57,6 +65,63 @@ def path(name: Name, json: options.Json = False) -> None:
         console.print_json({"name": name, "path": str(folder)})
     else:
         print(folder)
+
+
+@app.command(no_args_is_help=True)
+def export(
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", file_okay=False)],
+    format: Annotated[Format, typer.Option("--format", "-f", help=FORMATS)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in the folder.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write an encoder as a folder for others, with a model card."""
+    with console.working("exporting"):
+        from epic_search.encoder.export import export as write
+
+        made = write(encoder, out=out, format=format, overwrite=overwrite)
+    if json:
+        console.print_json(
+            {
+                "name": made.name,
+                "format": made.format,
+                "path": str(made.folder),
+                "size": made.size,
+                "source": made.source,
+                "fingerprint": made.fingerprint,
+            }
+        )
+        return
+    print(f"exported {console.printable(made.name)} ({console.size_text(made.size)}): {made.folder}")
+    if made.fingerprint not in (None, made.source):
+        console.note("its fingerprint is a new one, so an index that is to use it must be made with it")
+
+
+@app.command(no_args_is_help=True)
+def push(
+    encoder: Encoder,
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Default: adapter; an export goes up as it is.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Upload an encoder to the Hugging Face hub."""
+    with console.working("uploading"):
+        from epic_search.encoder.hub import push as upload
+
+        address = upload(encoder, repository=repository, private=private, format=format)
+    if json:
+        console.print_json({"repository": repository, "url": address})
+    else:
+        print(address)
 
 
 def _find(name: str) -> dict[str, Any]:

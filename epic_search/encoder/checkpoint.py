@@ -1,7 +1,8 @@
 """Encoders on disk: find one by name, read and write its folder, and say what exactly it is (the fingerprint).
 
 A checkpoint folder holds `encoder.json`, `projectors.safetensors` and, in peft's own format, `lora/`. It names its
-backbone and Contextual encoder; their weights are not copied.
+backbone and Contextual encoder, whose weights are not copied, or holds them itself: a name that begins with "./" is a
+folder in the checkpoint's own (see `export.py`).
 """
 
 import hashlib
@@ -22,6 +23,9 @@ from epic_search.encoder.prompt import TEMPLATE
 from epic_search.errors import UserError
 
 DEFAULT_MODEL = "epic-mini"
+
+OWN = "./"
+"""How `encoder.json` begins the name of a folder that lies in the checkpoint itself."""
 
 _PACKAGED = Path(__file__).parent.parent / "models"
 
@@ -91,7 +95,7 @@ def find(reference: str) -> Checkpoint:
             raise UserError(f"{error} Named encoders: {', '.join(registry()) or 'none'}.") from error
     if not (folder / CONFIG_FILE).is_file():
         return of_config(plain_config(reference), reference=reference)
-    config = EncoderConfig.load(folder)
+    config = _anchored(EncoderConfig.load(folder), folder)
     needed = [PROJECTORS_FILE, *([f"{LORA_FOLDER}/{LORA_WEIGHTS}"] if config.lora else [])]
     for name in needed:
         if not (folder / name).is_file():
@@ -104,6 +108,25 @@ def plain_config(reference: str) -> EncoderConfig:
     return EncoderConfig.model_validate(
         {"name": reference, "backbone": reference, "pooling": "last", "soft_tokens": {"projector": "rescale"}}
     )
+
+
+def _anchored(config: EncoderConfig, folder: Path) -> EncoderConfig:
+    """The configuration with names of the checkpoint's own folders made absolute, so that it can be used elsewhere."""
+
+    def anchor(name: str) -> str:
+        if not name.startswith(OWN):
+            return name
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_dir():
+            return str(path)
+        if Path(name).is_dir():  # as in the recipe it was trained with, seen from the current folder
+            return name
+        raise UserError(f"the checkpoint {folder} is incomplete: it has no {name}; save or download it again")
+
+    changes: dict[str, object] = {"backbone": anchor(config.backbone)}
+    if config.contextual is not None:
+        changes["contextual"] = config.contextual.model_copy(update={"encoder": anchor(config.contextual.encoder)})
+    return config.model_copy(update=changes)
 
 
 def of_config(config: EncoderConfig, *, reference: str, folder: Path | None = None) -> Checkpoint:

@@ -81,7 +81,7 @@ def resolve(reference: str) -> Path:
         return _converted(path.resolve())
     if known := KNOWN.get(reference):
         return _known(known)
-    if _HUB_ID.fullmatch(reference) and not path.exists():
+    if is_hub_id(reference):
         return _from_hub(
             reference,
             advice="check the id and the network (and that HF_HUB_OFFLINE is not set),"
@@ -91,6 +91,11 @@ def resolve(reference: str) -> Path:
         f"{reference!r} names no weights: give an existing folder with config.json and safetensors,"
         f" a .gguf file, a hub id such as org/name, or one of {', '.join(KNOWN)}."
     )
+
+
+def is_hub_id(reference: str) -> bool:
+    """Whether a name is read as a Hugging Face hub id: it looks like one, and no file or folder is called that."""
+    return bool(_HUB_ID.fullmatch(reference)) and not Path(reference).exists()
 
 
 def installed(known: KnownWeights) -> Path | None:
