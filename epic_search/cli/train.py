@@ -1,4 +1,4 @@
-"""`epic-search train`: train an encoder from a recipe."""
+"""`epic-search train`: train an encoder from a recipe; its other verbs are in files of their own."""
 
 import sys
 import time
@@ -10,6 +10,8 @@ import typer
 
 import epic_search
 from epic_search.cli import console, options
+from epic_search.cli.train_mine import mine
+from epic_search.cli.train_status import status
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ app = typer.Typer(cls=console.DefaultVerbGroup)
 
 @app.callback()
 def _train() -> None:
-    """Train an encoder from a recipe."""
+    """Train an encoder from a recipe, mine hard negatives for its data, and see how a run is doing."""
 
 
 @app.command()
@@ -60,6 +62,8 @@ def run(
     The quickstart recipe learns from the documentation inside your own Python,
     without a download. A stopped run keeps its last checkpoint: add --resume to
     go on from there.
+
+    See also: epic-search train mine --help, epic-search train status --help
     """
     path = recipe_path(recipe or DEFAULT_RECIPE)
     with console.working("loading"):
@@ -84,6 +88,10 @@ def run(
         return
     _print_result(result)
     console.next_command(f"epic-search index CORPUS.jsonl --encoder {result.encoder}")
+
+
+app.command(no_args_is_help=True)(mine)
+app.command(no_args_is_help=True)(status)
 
 
 def recipe_path(reference: str) -> Path:

@@ -93,6 +93,17 @@ def resolve(reference: str) -> Path:
     )
 
 
+def resolve_sentence_transformers(reference: str) -> Path:
+    """The folder of a sentence-transformers model: as `resolve`, and it says how its modules are put together."""
+    folder = resolve(reference)
+    if not (folder / "modules.json").is_file():
+        raise UserError(
+            f"{folder} is not a sentence-transformers model: it has no modules.json; for an encoder of epic-search "
+            "leave out 'st:'"
+        )
+    return folder
+
+
 def is_hub_id(reference: str) -> bool:
     """Whether a name is read as a Hugging Face hub id: it looks like one, and no file or folder is called that."""
     return bool(_HUB_ID.fullmatch(reference)) and not Path(reference).exists()

@@ -249,18 +249,11 @@ class SentenceTransformerModel:
         """By folder, by the name of known weights, or by hub id (downloaded now)."""
         if not reference:
             raise UserError("'st:' names no model; write st:FOLDER or st:ORGANISATION/NAME")
-        path = Path(reference).expanduser()
-        if path.is_dir() or reference in weights.KNOWN:
-            folder = path if path.is_dir() else weights.resolve(reference)
-            if not (folder / "modules.json").is_file():
-                raise UserError(
-                    f"{folder} is not a sentence-transformers model: it has no modules.json; for an encoder of "
-                    "epic-search leave out 'st:'"
-                )
-            name, revision = f"local/{label or _last_part(reference)}", _digest(folder)
+        folder = weights.resolve_sentence_transformers(reference)
+        if weights.is_hub_id(reference):
+            name, revision = reference, folder.name  # the commit
         else:
-            folder = _download(reference)
-            name, revision = reference, folder.name
+            name, revision = f"local/{label or _last_part(reference)}", _digest(folder)
         dtype = None if settings.dtype == "auto" else settings.dtype
         return cls(label or _last_part(reference), name, revision[:REVISION_DIGITS], folder, settings, dtype)
 
@@ -381,19 +374,3 @@ def _digest(folder: Path) -> str:
         if file.suffix in (".json", ".txt") or (file.suffix == ".safetensors" and file.parent != folder):
             digest.update(str(file.relative_to(folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _download(hub_id: str) -> Path:
-    """The folder of a model on the hub, downloaded if need be; its name is the commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    unneeded = ["*.bin", "*.onnx", "*.ot", "*.h5", "*.msgpack", "openvino/*", "onnx/*"]
-    try:
-        return Path(snapshot_download(hub_id, ignore_patterns=unneeded))
-    except (OSError, HFValidationError) as error:  # the hub's own errors and those of the network derive from OSError
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"'{hub_id}' is neither a folder nor a model that could be fetched from the hub ({first_line}); "
-            "give the folder of a sentence-transformers model: st:FOLDER"
-        ) from error

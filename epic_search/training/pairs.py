@@ -113,10 +113,10 @@ def _rows(data: PairData) -> Iterator[tuple[str, Pair]]:
         for path in expand(data.files):
             origin = path.name.removesuffix(".gz").removesuffix(".jsonl")
             for number, row in read_jsonl(path):
-                yield origin, _pair(row, data, f"{path}, line {number}")
+                yield origin, pair_of_row(row, data, f"{path}, line {number}")
     elif data.dataset:
         for number, row in enumerate(_dataset(data)):
-            yield data.dataset, _pair(row, data, f"row {number} of {data.dataset}")
+            yield data.dataset, pair_of_row(row, data, f"row {number} of {data.dataset}")
     else:
         from epic_search import stdlib
 
@@ -134,7 +134,9 @@ def _dataset(data: PairData) -> Iterable[dict]:
         raise UserError(f"the data set {data.dataset} (split {data.split}) could not be loaded: {error}") from error
 
 
-def _pair(row: dict, data: PairData, place: str) -> Pair:
+def pair_of_row(row: dict, data: PairData, place: str) -> Pair:
+    """The pair that a row of training data holds; raises UserError, naming its `place`, where it holds none."""
+
     def column(name: str, default: object = None) -> object:
         return row.get(data.columns.get(name, name), default)  # type: ignore[call-overload]
 

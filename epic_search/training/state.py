@@ -13,8 +13,9 @@ import torch
 
 from epic_search.encoder.encoder import Encoder
 from epic_search.training.heldout import Quality
+from epic_search.training.status import PROGRESS
 
-OPTIMIZER, PROGRESS = "optimizer.safetensors", "progress.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass

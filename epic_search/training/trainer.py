@@ -1,7 +1,7 @@
 """The training loop: steps, checkpoints, resume. What a step computes is in `objective.py`.
 
 A run folder holds `recipe.json`, `log.jsonl` (a line a step), `state-N/` (the last checkpoint, see `state.py`) and, at
-the end, `encoder/`.
+the end, `encoder/` and `heldout.json`.
 """
 
 import json
@@ -25,8 +25,8 @@ from epic_search.training.mixture import Mixture
 from epic_search.training.objective import epic_losses, prepare
 from epic_search.training.recipe import Optimizer, Recipe
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
+from epic_search.training.status import LOG, RECIPE, RESULT, save_heldout
 
-RECIPE, LOG, RESULT = "recipe.json", "log.jsonl", "encoder"
 _DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, apart from those of the mixture
 
 
@@ -108,6 +108,8 @@ def train(
     if mixture.heldout:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         after = measure(Encoder.load(out / RESULT, device=device, dtype=settings.precision), mixture.heldout)
+        if progress.before is not None:
+            save_heldout(out, before=progress.before, after=after)
     return TrainResult(out / RESULT, settings.steps, progress.seconds, progress.before, after)
 
 
@@ -145,7 +147,8 @@ def _run(
     settings = recipe.optimizer
     before = progress.seconds
     began = time.monotonic()
-    with _log_after(out / LOG, progress.step).open("a", encoding="utf-8") as log:
+    # Line by line: `train status` reads along.
+    with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
         for step in range(progress.step, settings.steps):
             result = _step(step, recipe, encoder, optimizer, mixture)
             progress.step, progress.seconds = step + 1, before + time.monotonic() - began
@@ -153,7 +156,6 @@ def _run(
             log.write(json.dumps(asdict(row)) + "\n")
             report(row)
             if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
-                log.flush()
                 save_state(out, encoder, optimizer, progress)
 
 

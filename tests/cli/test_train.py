@@ -78,3 +78,85 @@ def test_wrong_recipe(run: Run, recipe: Path) -> None:
 
 def test_packaged_recipes_are_found() -> None:
     assert {"quickstart", "epic-mini"} <= {file.stem for file in RECIPES.glob("*.toml")}
+
+
+def test_the_verb_may_be_named(run: Run, recipe: Path) -> None:
+    assert run("train", "run", recipe).stdout.startswith("trained 2 steps in ")
+
+
+def test_status_of_a_finished_run(run: Run, recipe: Path) -> None:
+    run("train", recipe)
+    result = run("train", "status", "runs/tiny-run")
+    lines = result.stdout.splitlines()
+    assert {"run\ttiny-run", "state\tfinished", "step\t2 of 2", "checkpoint\tstep 2"} <= set(lines)
+    assert "source\tsteps\tshare" in lines and "pairs: t\t2\t100.0%" in lines
+    quality = next(line.split("\t") for line in lines if line.startswith("nDCG@10"))
+    assert all(quality[1:]), "known before and after"
+    found = json.loads(run("train", "status", "runs/tiny-run", "--json").stdout)
+    assert (found["state"], found["step"], found["drawn"]) == ("finished", 2, {"pairs: t": 2})
+    assert found["before"]["pairs"] == found["after"]["pairs"] == 8
+    assert run("train", "status", "runs/tiny-run", "--watch").stdout == result.stdout, "a finished run is shown once"
+
+
+def test_status_draws(run: Run, recipe: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("train", recipe)
+    assert "curves.svg and " in run("train", "status", "runs/tiny-run", "--plot").stderr
+    assert Path("runs/tiny-run/curves.svg").is_file() and Path("runs/tiny-run/curves.html").is_file()
+
+
+def test_watching_ends_with_the_run(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("train", recipe)
+    encoder, hidden = Path("runs/tiny-run/encoder"), Path("hidden")
+    encoder.rename(hidden)
+    monkeypatch.setattr("epic_search.cli.train_status.time.sleep", lambda _: hidden.rename(encoder))
+    shown = run("train", "status", "runs/tiny-run", "--watch").stdout
+    assert [line for line in shown.splitlines() if line.startswith("state")] == ["state\trunning", "state\tfinished"]
+
+
+def test_ctrl_c_ends_watching(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    run("train", recipe)
+    Path("runs/tiny-run/encoder").rename("hidden")
+    monkeypatch.setattr("epic_search.cli.train_status.time.sleep", interrupt)
+    assert "state\trunning" in run("train", "status", "runs/tiny-run", "--watch").stdout
+
+
+def test_status_of_nothing(run: Run) -> None:
+    assert "holds no training run" in run("train", "status", "absent", code=2).stderr
+    assert "contradict" in run("train", "status", "absent", "--watch", "--json", code=2).stderr
+
+
+def test_mine_then_train_with_the_result(run: Run, recipe: Path, tiny_encoder_folder: Path, tmp_path: Path) -> None:
+    options = ("--encoder", tiny_encoder_folder, "--negatives", 2, "--depth", 20)
+    result = run("train", "mine", tmp_path / "pairs.jsonl", "--out", "mined.jsonl.gz", *options)
+    header, line = (line.split("\t") for line in result.stdout.splitlines())
+    mined = dict(zip(header, line, strict=True))
+    assert (mined["task"], mined["pairs"], mined["passages"]) == ("t", "40", "40")
+    assert int(mined["all"]) + int(mined["some"]) + int(mined["none"]) == 40
+    assert "wrote 40 pairs with " in result.stderr
+    found = json.loads(run("train", "mine", "pairs.jsonl", "--out", "again.jsonl", "--json", *options).stdout)
+    assert found["rules"] == {"negatives": 2, "depth": 20, "margin": 0.95, "skip": 0, "replace": False}
+    [task] = found["tasks"]
+    assert sum(task["counts"].values()) == 40 and str(task["negatives"]) == mined["negatives"]
+    recipe.write_text(recipe.read_text().replace("pairs.jsonl", "mined.jsonl.gz"))
+    assert run("train", recipe).stdout.startswith("trained 2 steps in ")
+
+
+def test_mining_mistakes(run: Run, recipe: Path) -> None:
+    def said(*arguments: object) -> str:
+        return run("train", "mine", *arguments, code=2).stderr
+
+    assert "no file matches" in said("absent.jsonl", "--out", "mined.jsonl")
+    assert "one of the files" in said("pairs.jsonl", "--out", "pairs.jsonl")
+    assert "raise --depth to 7" in said("pairs.jsonl", "--out", "mined.jsonl", "--depth", 3)
+    assert "it has no modules.json" in said(
+        "pairs.jsonl", "--out", "mined.jsonl", "--encoder", _backbone(recipe), "--teacher", f"st:{_backbone(recipe)}"
+    )
+    assert not Path("mined.jsonl").exists()
+
+
+def _backbone(recipe: Path) -> str:
+    return next(line for line in recipe.read_text().splitlines() if line.startswith("backbone")).split('"')[1]

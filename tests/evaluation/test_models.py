@@ -92,8 +92,8 @@ def test_bm25() -> None:
         ("epic-maxi", "epic-maxi"),
         ("no/such/folder", "no/such/folder"),
         ("st:", "'st:' names no model; write st:FOLDER or st:ORGANISATION/NAME"),
-        ("st:nobody/nothing", "'nobody/nothing' is neither a folder nor a model that could be fetched from the hub"),
-        ("st:./no such folder", "is neither a folder nor a model"),
+        ("st:nobody/nothing", "nobody/nothing could not be fetched from the Hugging Face hub"),
+        ("st:./no such folder", "'./no such folder' names no weights"),
     ],
 )
 def test_a_model_that_is_not_there(reference: str, said: str, no_network: None) -> None:

@@ -1,0 +1,93 @@
+"""Teachers: models that say how well a passage answers a query, for choosing and weighing training data.
+
+Shapes: Q queries, P passages, E width of a vector.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from epic_search.encoder import Encoder, weights
+from epic_search.encoder.encoder import Device, Progress, choose_device
+from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SENTENCE_TRANSFORMERS = "st:"
+AT_ONCE = 1024  # texts between two reports of progress
+
+
+class Teacher(Protocol):
+    """Scores are products of the unit-length vectors of queries and passages."""
+
+    def encode_queries(self, texts: Sequence[str], *, task: str | None, progress: Progress | None = None) -> np.ndarray:
+        """(Q, E) float32 unit-length vectors of queries under a task's instruction (or none), in input order."""
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+        """(P, E) float32 unit-length vectors of passages, in input order."""
+
+
+class EncoderTeacher:
+    """An encoder of ours, without demonstrations."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def encode_queries(self, texts: Sequence[str], *, task: str | None, progress: Progress | None = None) -> np.ndarray:
+        """See Teacher."""
+        return self._encoder.encode_queries(texts, prompt=self._encoder.prompt(task=task), progress=progress)
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+        """See Teacher."""
+        return self._encoder.encode_passages(texts, progress=progress)
+
+
+class SentenceTransformerTeacher:
+    """A sentence-transformers model with the prompts of its own configuration; our instructions are not for it."""
+
+    def __init__(self, model: "SentenceTransformer") -> None:
+        self._model = model
+
+    def encode_queries(self, texts: Sequence[str], *, task: str | None, progress: Progress | None = None) -> np.ndarray:
+        """See Teacher."""
+        return self._encode(self._model.encode_query, texts, progress)
+
+    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+        """See Teacher."""
+        return self._encode(self._model.encode_document, texts, progress)
+
+    def _encode(self, encode: Any, texts: Sequence[str], progress: Progress | None) -> np.ndarray:
+        parts = []
+        for some in _portions(texts):
+            parts.append(encode(some, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True))
+            if progress is not None:
+                progress(len(some))
+        return np.concatenate(parts).astype(np.float32)
+
+
+def find_teacher(reference: str, *, device: Device = "auto") -> Teacher:
+    """A teacher by what the user calls it: an encoder of ours, or `st:` and a sentence-transformers model.
+
+    Each is a known name, a folder or a hub id. Raises UserError where it leads nowhere, and when
+    sentence-transformers is needed and not installed.
+    """
+    if not reference.startswith(SENTENCE_TRANSFORMERS):
+        return EncoderTeacher(Encoder.load(reference, device=device))
+    if find_spec("sentence_transformers") is None:
+        raise UserError(
+            f"the teacher {reference!r} needs sentence-transformers; install it with pip install 'epic-search[eval]'"
+        )
+    folder = weights.resolve_sentence_transformers(reference.removeprefix(SENTENCE_TRANSFORMERS))
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformerTeacher(
+        SentenceTransformer(str(folder), device=choose_device(device).type, local_files_only=True)
+    )
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+    for first in range(0, len(texts), AT_ONCE):
+        yield list(texts[first : first + AT_ONCE])
