@@ -60,7 +60,8 @@ class Settings:
 class Condition:
     """Under which prompt a task is run: `demos` demonstrations drawn with `seed`, or a control of them.
 
-    `classes` and `pairs` (a digest of the file that takes the place of training splits) say what they are drawn from.
+    `classes` and `pairs` (name and digest of the file that takes the place of training splits) say what they are drawn
+    from.
     """
 
     demos: int = 0

@@ -129,8 +129,7 @@ def demonstrations(table: Table, entry: Entry) -> str | None:
     tasks = table.common_tasks([base, entry])
     if not tasks:
         return None
-    controls = [each for each in table.entries if each.control and each.model == entry.model]
-    shown = [entry, *(each for each in controls if each.demos == entry.demos)]
+    shown = [entry, *(each for each in table.entries if each.is_control_of(entry))]
     rows = _rows(table, tasks, shown)
     look = Look(table)
     with drawing():

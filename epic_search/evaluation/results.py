@@ -77,7 +77,10 @@ class Items:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One task, evaluated once. `score` is a fraction; `model` is the short label that tables show."""
+    """One task, evaluated once. `score` is a fraction; `model` is the short label that tables show.
+
+    `variant` says what demonstrations are drawn from, or show, where that is not the usual.
+    """
 
     model: str
     name: str
@@ -88,6 +91,7 @@ class Result:
     demos: int
     seed: int
     control: Control | None
+    variant: str | None
     score: float
     prompt: Prompt
     cost: Cost
@@ -98,7 +102,7 @@ class Result:
     @property
     def label(self) -> str:
         """What names the entry of this result in a table: "epic-mini", "epic-mini@4", "epic-mini@4-shuffled"."""
-        return entry_label(self.model, demos=self.demos, control=self.control)
+        return entry_label(self.model, demos=self.demos, control=self.control, variant=self.variant)
 
 
 class Failure(BaseModel):
@@ -156,6 +160,15 @@ class _Experiment(BaseModel):
     demos: int = 0
     seed: int = 0
     control: Control | None = None
+    classes: str | None = None
+    pairs: str | None = None
+
+    @property
+    def variant(self) -> str | None:
+        """In words: what demonstrations are drawn from, or show, where that is not the usual."""
+        classes = f"class {self.classes}" if self.classes else None
+        pairs = f"pairs {self.pairs}" if self.pairs else None
+        return ", ".join(part for part in (classes, pairs) if part) or None
 
 
 class _Meta(BaseModel):
@@ -172,9 +185,10 @@ class _ItemsFile(BaseModel):
     gold: list[float] | None = None
 
 
-def entry_label(model: str, *, demos: int, control: str | None) -> str:
-    """The name of (model, number of demonstrations, control) in tables."""
-    return model + (f"@{demos}" if demos else "") + (f"-{control}" if control else "")
+def entry_label(model: str, *, demos: int, control: str | None, variant: str | None) -> str:
+    """The name of (model, number of demonstrations, control, variant) in tables."""
+    parts = (f"@{demos}" if demos else "", f"-{control}" if control else "", f" ({variant})" if variant else "")
+    return model + "".join(parts)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -269,6 +283,7 @@ def _read_result(path: Path, meta: _Meta) -> Result:
         demos=experiment.demos,
         seed=experiment.seed,
         control=experiment.control,
+        variant=experiment.variant,
         score=float(np.mean([entry.main_score for entry in entries])),
         prompt=block.prompt,
         cost=block.cost,
@@ -321,7 +336,7 @@ def _with_distinct_labels(results: list[Result]) -> list[Result]:
 def _refuse_duplicates(results: list[Result]) -> None:
     seen: dict[tuple[Any, ...], Path] = {}
     for result in results:
-        key = (result.model, result.revision, result.task, result.demos, result.control, result.seed)
+        key = (result.revision, result.task, result.label, result.seed)
         if key in seen:
             raise UserError(
                 f"{seen[key]} and {result.path} are both {result.label} on {result.task} with seed {result.seed}; "

@@ -52,7 +52,7 @@ class Plan:
         """Those that make a difference to a model: without prompts there is only one."""
         if not model.takes_prompts:
             return [Condition()]
-        pairs = file_digest(self.pairs)[:8] if self.pairs is not None else None
+        pairs = f"{self.pairs.name.partition('.')[0]}-{file_digest(self.pairs)[:8]}" if self.pairs is not None else None
         conditions = [Condition()] if 0 in self.demos else []
         for control in (None, *self.controls):
             for k in filter(None, self.demos):

@@ -115,8 +115,7 @@ def pairs_of_interest(table: Table) -> list[Pair]:
     for entry in table.plain_entries:
         if entry.demos:
             wanted.append((Entry(entry.model, 0), entry))
-            controls = [each for each in table.entries if each.control]
-            wanted += [(each, entry) for each in controls if (each.model, each.demos) == (entry.model, entry.demos)]
+            wanted += [(each, entry) for each in table.entries if each.is_control_of(entry)]
     first = table.entries[0].model
     takes_demonstrations = {entry.model for entry in table.entries if entry.demos}
     for own in [entry for entry in table.plain_entries if entry.model == first]:

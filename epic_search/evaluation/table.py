@@ -25,11 +25,17 @@ class Entry:
     model: str
     demos: int
     control: Control | None = None
+    variant: str | None = None
 
     @property
     def label(self) -> str:
         """As "epic-mini", "epic-mini@4", "epic-mini@4-shuffled"."""
-        return entry_label(self.model, demos=self.demos, control=self.control)
+        return entry_label(self.model, demos=self.demos, control=self.control, variant=self.variant)
+
+    def is_control_of(self, entry: "Entry") -> bool:
+        """Whether this shows as many demonstrations of the same sort, and they must not help."""
+        same = (self.model, self.demos, self.variant) == (entry.model, entry.demos, entry.variant)
+        return same and self.control is not None and entry.control is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ class Table:
         groups: defaultdict[tuple[Entry, str], list[Result]] = defaultdict(list)
         by_task: defaultdict[str, list[Result]] = defaultdict(list)
         for result in self.results:
-            groups[Entry(result.model, result.demos, result.control), result.task].append(result)
+            groups[Entry(result.model, result.demos, result.control, result.variant), result.task].append(result)
             by_task[result.task].append(result)
         for same_task in by_task.values():
             require_same_items(same_task)

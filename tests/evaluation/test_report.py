@@ -203,3 +203,15 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     write_result(tmp_path)
     with pytest.raises(UserError, match="cannot write the report"):
         write_report(tmp_path / "missing", read_results(tmp_path))
+
+
+def test_demonstrations_from_a_file_are_set_against_none(tmp_path: Path) -> None:
+    write_result(tmp_path, values=[0.2, 0.4, 0.9])
+    for control in (None, "shuffled"):
+        experiment = {"demos": 2, "seed": 0, "pairs": "mine-32939b12"} | ({"control": control} if control else {})
+        write_result(tmp_path, values=[0.3, 0.5, 0.8], experiment=experiment)
+    pairs = sections.pairs_of_interest(Table(read_results(tmp_path)))
+    assert [(pair.b, pair.a) for pair in pairs] == [
+        ("small@2 (pairs mine-32939b12)", "small"),
+        ("small@2 (pairs mine-32939b12)", "small@2-shuffled (pairs mine-32939b12)"),
+    ]
