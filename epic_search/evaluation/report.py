@@ -133,8 +133,8 @@ def _method(table: Table, pairs: Sequence[Pair]) -> list[str]:
         "the table of seeds).",
         "Differences are paired: both entries are asked the same items in every resample, so a difference can be "
         "clear although the two intervals overlap. It is called clear when its interval excludes zero.",
-        "Clustering has no interval, since mteb clusters the same texts again and again; in a mean over several kinds "
-        "it counts as a fixed number, so the interval covers the other kinds alone.",
+        "Clustering has no interval, since mteb clusters the same texts again and again; nor has a mean that contains "
+        "it, since that would take the clustering scores for certain.",
         "A document longer than an encoder reads is treated as the table of settings says. Throughput and the share "
         "outside encoding are taken where a model encoded a task's corpus, not where it found it indexed already.",
         "Files of pairs may be training data of the model; they show it no text of a test.",

@@ -80,14 +80,12 @@ def estimate(results: Sequence[Result]) -> Estimate:
 def mean(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of estimates: resamples are drawn within each task, and averaged over tasks.
 
-    An estimate without resamples counts as a fixed number; without any there are none of the mean either.
+    Without resamples where one of them has none: an interval of the rest would take that one for certain.
     """
     assert estimates, "a mean needs at least one estimate"
     score = float(np.mean([each.score for each in estimates]))
-    if all(each.resamples_R is None for each in estimates):
-        return Estimate(score)
-    parts = [np.full(RESAMPLES, each.score) if each.resamples_R is None else each.resamples_R for each in estimates]
-    return Estimate(score, np.mean(parts, axis=0))
+    resamples = [each.resamples_R for each in estimates if each.resamples_R is not None]
+    return Estimate(score, np.mean(resamples, axis=0) if len(resamples) == len(estimates) else None)
 
 
 def require_same_items(results: Sequence[Result]) -> None:
