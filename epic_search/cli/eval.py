@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_TASKS = 1
 MOST_DEMOS = 10_000
-LOG_FILE = "failures.log"
 RESULTS = Path("results")
-
 
 app = typer.Typer(cls=console.DefaultVerbGroup)
 
@@ -297,6 +295,8 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
 def _print_failures(done: "RunReport", folder: Path) -> None:
     if not done.failures:
         return
+    from epic_search.evaluation.runner import LOG_FILE
+
     bugs = not all(failure.mistake for failure in done.failures)
     console.note(f"{len(done.failures)} failed{f', see also {folder / LOG_FILE}' if bugs else ''}:")
     for failure in done.failures:

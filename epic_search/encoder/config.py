@@ -4,8 +4,9 @@
 Together with the digests of the weights it makes the fingerprint (see `checkpoint.py`).
 """
 
+import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -101,6 +102,23 @@ class EncoderConfig(StrictModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not an encoder configuration: {first_problem(error)}") from error
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_toml(path: Path, model: type[Model], *, what: str) -> Model:
+    """Read and check a TOML file, called `what` in messages; raises UserError with the place of the first mistake."""
+    try:
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"the {what} {path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the {what} {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"the {what} {path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise UserError(f"the {what} {path} is wrong at {first_problem(error)}") from error
 
 
 def first_problem(error: ValidationError | UnicodeDecodeError) -> str:

@@ -93,6 +93,10 @@ def resolve(reference: str) -> Path:
     )
 
 
+SENTENCE_TRANSFORMERS = "st:"
+"""What stands before the name of a sentence-transformers model where encoders of ours can be named, too."""
+
+
 def resolve_sentence_transformers(reference: str) -> Path:
     """The folder of a sentence-transformers model: as `resolve`, and it says how its modules are put together."""
     folder = resolve(reference)

@@ -189,6 +189,7 @@ def _query_ms(bound: Bound) -> float | None:
 
 
 def versions() -> dict[str, str]:
+    """Python's version and those of the packages that have a part in the scores."""
     packages = ("epic-search", "mteb", "torch", "transformers", "qdrant-edge-py")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 

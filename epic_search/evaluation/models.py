@@ -23,6 +23,7 @@ from epic_search.evaluation.demonstrations import ClassDemonstrations, Pool, mak
 from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, Control, Kind
 from epic_search.evaluation.meter import Meter
 from epic_search.evaluation.ours import EvaluatedEncoder, ExactSearch, IndexSearch
+from epic_search.training.teachers import load_sentence_transformer
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Search = Literal["index", "exact"]
 
-SENTENCE_TRANSFORMERS = "st:"
 BM25 = "bm25"
 REVISION_DIGITS = 16
 NAME = re.compile(r"[\w.+-]+")  # in tables "@" and ":" part a model from its demonstrations
@@ -128,7 +128,7 @@ def find_model(reference: str, *, settings: Settings) -> EvaluatedModel:
     id, or `bm25`. Raises UserError where it leads nowhere or needs a package that is not installed.
     """
     label, given, what = reference.partition("=")
-    if not given or Path(reference.removeprefix(SENTENCE_TRANSFORMERS)).exists():  # a path may hold a "=", too
+    if not given or Path(reference.removeprefix(weights.SENTENCE_TRANSFORMERS)).exists():  # a path may hold a "=", too
         label, what = "", reference
     elif not NAME.fullmatch(label):
         raise UserError(f"--model {reference!r}: a name is of letters, digits, '.', '_', '+' and '-', as NAME=MODEL")
@@ -137,9 +137,11 @@ def find_model(reference: str, *, settings: Settings) -> EvaluatedModel:
     if what == BM25:
         _require("bm25s", "Stemmer")
         return BM25Model(label=label or BM25)
-    if what.startswith(SENTENCE_TRANSFORMERS):
+    if what.startswith(weights.SENTENCE_TRANSFORMERS):
         _require("sentence_transformers")
-        return SentenceTransformerModel.find(what.removeprefix(SENTENCE_TRANSFORMERS), label=label, settings=settings)
+        return SentenceTransformerModel.find(
+            what.removeprefix(weights.SENTENCE_TRANSFORMERS), label=label, settings=settings
+        )
     return EncoderModel.find(what, label=label, settings=settings)
 
 
@@ -162,11 +164,10 @@ class EncoderModel:
         """By registry name, folder or hub id."""
         found = checkpoints.find(reference)
         name = _last_part(found.config.name)
-        is_hub_id = reference.count("/") == 1 and not Path(reference).exists()
         organisation = "epic-search" if reference in checkpoints.registry() else "local"
         return cls(
             label=label or name,
-            name=reference if is_hub_id else f"{organisation}/{label or name}",
+            name=reference if weights.is_hub_id(reference) else f"{organisation}/{label or name}",
             revision=found.fingerprint()[:REVISION_DIGITS],
             reference=reference,
             settings=settings,
@@ -261,8 +262,6 @@ class SentenceTransformerModel:
     @cached_property
     def model(self) -> "SentenceTransformer":
         """The loaded model."""
-        from epic_search.evaluation.peers import load_sentence_transformer
-
         device = choose_device(self.settings.device).type
         return load_sentence_transformer(
             self.folder, device=device, dtype=self.dtype, max_length=self.settings.max_length

@@ -12,6 +12,7 @@ import numpy as np
 from epic_search.encoder import Encoder, Prompt
 from epic_search.errors import UserError
 from epic_search.evaluation.meter import Meter, sample
+from epic_search.evaluation.ranking import best_documents
 from epic_search.evaluation.splits import query_texts
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.corpus import Document
@@ -133,16 +134,12 @@ class ExactSearch(EvaluatedEncoder):
         documents_D = np.unique(self._owners_P)
         order_P = np.argsort(self._owners_P, kind="stable")
         starts_D = np.searchsorted(self._owners_P[order_P], documents_D)
-        position = {document: i for i, document in enumerate(documents_D)}
+        position = {str(document): i for i, document in enumerate(documents_D)}
         results: dict[str, dict[str, float]] = {}
         for query, vector_E in zip(ids, queries_QE, strict=True):
             best_D = np.maximum.reduceat((self._passages_PE @ vector_E)[order_P], starts_D)
-            if top_ranked is not None:
-                wanted = np.array([position[d] for d in top_ranked.get(query, []) if d in position], dtype=int)
-            else:
-                wanted = np.arange(len(documents_D))
-            wanted = wanted[np.argsort(-best_D[wanted], kind="stable")[:top_k]]
-            results[query] = {str(documents_D[i]): float(best_D[i]) for i in wanted}
+            candidates = None if top_ranked is None else top_ranked.get(query, [])
+            results[query] = best_documents(best_D, position, top_k=top_k, candidates=candidates)
         return results
 
 
@@ -180,14 +177,16 @@ class IndexSearch(EvaluatedEncoder):
         self._index(corpus)
         results: dict[str, dict[str, float]] = {}
         with Searcher.open(self._name, home=self._home, encoder=self.encoder) as searcher:
-            asked = zip(queries["id"], query_texts(queries), strict=True)
-            ids, texts = zip(*((query, text) for query, text in asked if text.strip()), strict=True)
-            for first in range(0, len(ids), QUERIES_AT_ONCE):
-                some = slice(first, first + QUERIES_AT_ONCE)
-                found = searcher.search(texts[some], k=top_k, prompt=self.prompt, texts=False)
-                results |= {
-                    query: {hit.id: hit.score for hit in hits} for query, hits in zip(ids[some], found, strict=True)
-                }
+            asked = [
+                (query, text)
+                for query, text in zip(queries["id"], query_texts(queries), strict=True)
+                if text.strip()  # the searcher refuses to look for nothing
+            ]
+            for first in range(0, len(asked), QUERIES_AT_ONCE):
+                some = asked[first : first + QUERIES_AT_ONCE]
+                found = searcher.search([text for _query, text in some], k=top_k, prompt=self.prompt, texts=False)
+                for (query, _text), hits in zip(some, found, strict=True):
+                    results[query] = {hit.id: hit.score for hit in hits}
         return results
 
     def _index(self, corpus: "Dataset") -> None:

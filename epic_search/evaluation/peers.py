@@ -1,12 +1,12 @@
 """What our encoder is measured against: sentence-transformers models and BM25, each with its recommended settings."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from epic_search.evaluation.meter import Meter, sample
+from epic_search.evaluation.ranking import best_documents
 from epic_search.evaluation.splits import query_texts
 
 if TYPE_CHECKING:
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 # Lucene's variant with the parameters of the published BEIR baselines (Pyserini).
 K1 = 0.9
 B = 0.4
-
-
-def load_sentence_transformer(
-    folder: Path | str, *, device: str | None, dtype: str | None, max_length: int | None
-) -> "SentenceTransformer":
-    """A sentence-transformers model from a local folder; `dtype` and the cut-off in tokens are its own if not given."""
-    from sentence_transformers import SentenceTransformer
-
-    options = {"dtype": dtype} if dtype is not None else None
-    model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)
-    if max_length is not None:
-        model.max_seq_length = min(max_length, model.max_seq_length or max_length)
-    return model
 
 
 class SentenceTransformerPeer:
@@ -124,13 +111,8 @@ class BM25Peer:
         results: dict[str, dict[str, float]] = {}
         with self._meter.encoding():
             for query, text in zip(queries["id"], query_texts(queries), strict=True):
-                scores_D = self._scores(text)
-                if top_ranked is not None:
-                    wanted = np.array([position[d] for d in top_ranked.get(query, []) if d in position], dtype=int)
-                else:
-                    wanted = np.arange(len(self._ids))
-                wanted = wanted[np.argsort(-scores_D[wanted], kind="stable")[:top_k]]
-                results[query] = {self._ids[i]: float(scores_D[i]) for i in wanted}
+                candidates = None if top_ranked is None else top_ranked.get(query, [])
+                results[query] = best_documents(self._scores(text), position, top_k=top_k, candidates=candidates)
         self._meter.texts += len(results)
         self._meter.queries += len(results)
         self._meter.keep_some(query_texts(queries))

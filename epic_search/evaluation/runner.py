@@ -27,6 +27,7 @@ from epic_search.evaluation.tasks import FROM_HUB, EvalTask
 
 if TYPE_CHECKING:
     from mteb.cache import ResultCache
+
 LOG_FILE = "failures.log"
 
 
@@ -62,9 +63,10 @@ class Plan:
     def jobs(self) -> Iterator[tuple[EvaluatedModel, EvalTask, Condition]]:
         """All that is to be done, in order: one corpus at a time, under all its prompts."""
         for model in self.models:
+            conditions = self.conditions(model)
             for task in self.tasks:
                 if task.kind in model.kinds:
-                    for condition in self.conditions(model):
+                    for condition in conditions:
                         yield model, task, condition
 
 

@@ -2,15 +2,14 @@
 
 import difflib
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 import epic_search
-from epic_search.encoder.config import StrictModel, first_problem
+from epic_search.encoder.config import StrictModel, load_toml
 from epic_search.errors import UserError
 from epic_search.evaluation.kinds import Kind
 from epic_search.evaluation.tasks import EvalTask, PairFile, benchmark_tasks, folder_task, mteb_tasks
@@ -87,16 +86,7 @@ class Suite(StrictModel):
 
 def load_suite(path: Path) -> Suite:
     """Read and check a suite, but not its tasks' data; raises UserError with the place of the first mistake."""
-    try:
-        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"the suite {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the suite {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the suite {path} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise UserError(f"the suite {path} is wrong at {first_problem(error)}") from error
+    return load_toml(path, Suite, what="suite")
 
 
 def packaged_suites() -> list[str]:

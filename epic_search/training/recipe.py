@@ -2,13 +2,12 @@
 
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from epic_search.encoder.config import EncoderConfig, StrictModel, first_problem
+from epic_search.encoder.config import EncoderConfig, StrictModel, load_toml
 from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
@@ -133,16 +132,7 @@ class Recipe(StrictModel):
 
 def load(path: Path) -> Recipe:
     """Read and check a recipe; raises UserError with the place of the first mistake."""
-    try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"the recipe {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the recipe {path} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise UserError(f"the recipe {path} is wrong at {first_problem(error)}") from error
+    return load_toml(path, Recipe, what="recipe")
 
 
 def expand(patterns: str | list[str]) -> list[Path]:

@@ -5,6 +5,7 @@ Shapes: Q queries, P passages, E width of a vector.
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +17,6 @@ from epic_search.errors import UserError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SENTENCE_TRANSFORMERS = "st:"
 AT_ONCE = 1024  # texts between two reports of progress
 
 
@@ -74,18 +74,27 @@ def find_teacher(reference: str, *, device: Device = "auto") -> Teacher:
     Each is a known name, a folder or a hub id. Raises UserError where it leads nowhere, and when
     sentence-transformers is needed and not installed.
     """
-    if not reference.startswith(SENTENCE_TRANSFORMERS):
+    if not reference.startswith(weights.SENTENCE_TRANSFORMERS):
         return EncoderTeacher(Encoder.load(reference, device=device))
     if find_spec("sentence_transformers") is None:
         raise UserError(
             f"the teacher {reference!r} needs sentence-transformers; install it with pip install 'epic-search[eval]'"
         )
-    folder = weights.resolve_sentence_transformers(reference.removeprefix(SENTENCE_TRANSFORMERS))
+    folder = weights.resolve_sentence_transformers(reference.removeprefix(weights.SENTENCE_TRANSFORMERS))
+    return SentenceTransformerTeacher(load_sentence_transformer(folder, device=choose_device(device).type))
+
+
+def load_sentence_transformer(
+    folder: Path, *, device: str, dtype: str | None = None, max_length: int | None = None
+) -> "SentenceTransformer":
+    """A sentence-transformers model from a local folder; `dtype` and the cut-off in tokens are its own if not given."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformerTeacher(
-        SentenceTransformer(str(folder), device=choose_device(device).type, local_files_only=True)
-    )
+    options = {"dtype": dtype} if dtype is not None else None
+    model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)
+    if max_length is not None:
+        model.max_seq_length = min(max_length, model.max_seq_length or max_length)
+    return model
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:

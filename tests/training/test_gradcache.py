@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from epic_search.encoder import Encoder
-from epic_search.encoder.config import EncoderConfig
 from epic_search.training.gradcache import cached_gradients
 from epic_search.training.objective import epic_losses, prepare
 from epic_search.training.pairs import Pair, PairSource
@@ -14,16 +13,6 @@ from epic_search.training.recipe import Objective
 PAIRS = [
     Pair("find it", f"query number {i}", f"passage number {i} {'and more ' * i}", (f"wrong {i}",)) for i in range(9)
 ]
-
-
-@pytest.fixture
-def encoder(tiny_config: EncoderConfig) -> Encoder:
-    torch.manual_seed(6)
-    encoder = Encoder.create(tiny_config, device="cpu")
-    for name, parameter in encoder.model.backbone.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return encoder
 
 
 def gradients(
