@@ -3,7 +3,8 @@
 Pass 1 encodes queries without demonstrations, and passages. Pass 2 encodes the queries again with demonstrations that
 are other pairs of the batch, each as two soft tokens made of pass-1 vectors: reading them is what it trains.
 
-Shapes: Q queries, P passages, K soft slots in the batch (two for each demonstration), E embedding width.
+Shapes: Q queries, P passages, N = Q + P texts, K soft slots in the batch (two for each demonstration), E embedding
+width, T width of a teacher's vectors.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
 from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
+from epic_search.training.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Passes:
     """One batch, ready to be encoded: the input rows of both passes and who may be whose negative.
 
     `shown`: for each query the numbers of the pairs that demonstrate its task in pass 2, and `demonstrated_rows` the
-    rows with slots for them; both are empty where the objective has no demonstrations.
+    rows with slots for them; both are empty where the objective has no demonstrations. `teacher_NT`: the teacher's
+    vectors of queries and then passages, where the objective asks for them.
     """
 
     batch: TrainBatch
@@ -50,6 +53,7 @@ class Passes:
     shown: list[np.ndarray]
     context_query: Tensor | None
     context_passage: Tensor | None
+    teacher_NT: Tensor | None
     allowed_QP: Tensor
     visible_QP: Tensor
     told_Q: Tensor
@@ -66,12 +70,24 @@ class Passes:
 
 
 def prepare(
-    encoder: Encoder, batch: TrainBatch, objective: Objective, *, rng: np.random.Generator, max_length: int
+    encoder: Encoder,
+    batch: TrainBatch,
+    objective: Objective,
+    *,
+    rng: np.random.Generator,
+    max_length: int,
+    teacher: Teacher | None = None,
 ) -> Passes:
-    """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens."""
+    """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens.
+
+    `teacher`: whom the objective names, None for the encoder's own Contextual encoder.
+    """
     device = encoder.device
-    query_ids = encoder.token_ids(batch.queries, max_length=max_length)
-    passage_ids = encoder.token_ids(batch.passages, max_length=max_length)
+    # Whoever reads a text reads the same part of it: decoder, Contextual encoder, teacher.
+    queries = encoder.cut(batch.queries, max_length=max_length)
+    passages = encoder.cut(batch.passages, max_length=max_length)
+    query_ids = encoder.token_ids(queries, max_length=max_length)
+    passage_ids = encoder.token_ids(passages, max_length=max_length)
 
     def query_rows(demonstrations: Sequence[int]) -> list[Row]:
         layouts = [
@@ -80,6 +96,12 @@ def prepare(
         ]
         return [layout.row(ids) for layout, ids in zip(layouts, query_ids, strict=True)]
 
+    context_query, context_passage = encoder.context(queries), encoder.context(passages)
+    teacher_NT = None
+    if objective.taught and teacher is not None:
+        teacher_NT = torch.from_numpy(teach(teacher, queries, batch.tasks, passages)).to(device)
+    elif objective.taught and context_query is not None and context_passage is not None:
+        teacher_NT = torch.cat([context_query, context_passage])
     shown = draw_demonstrations(batch, objective.demonstrations, rng) if objective.demonstrations else []
     allowed_QP = torch.from_numpy(batch.allowed_QP).to(device)
     visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(device) if shown else allowed_QP
@@ -89,8 +111,9 @@ def prepare(
         passage_rows=[encoder.template.passage.row(ids) for ids in passage_ids],
         demonstrated_rows=query_rows([len(d) for d in shown]) if shown else [],
         shown=shown,
-        context_query=encoder.context(batch.queries),
-        context_passage=encoder.context(batch.passages),
+        context_query=context_query,
+        context_passage=context_passage,
+        teacher_NT=teacher_NT,
         allowed_QP=allowed_QP,
         visible_QP=visible_QP,
         told_Q=~torch.from_numpy(batch.untold_Q).to(device),
@@ -126,13 +149,11 @@ def losses_of_vectors(
     loss_1, accuracy_1 = info_nce(scores_QP, passes.allowed_QP, passes.told_Q, objective)
     if halves and objective.half_weight:
         loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
-    total = loss_1
+    total = objective.contrast_without * loss_1
 
     distillation = None
-    context_query, context_passage = passes.context_query, passes.context_passage
-    if objective.distill_weight and passes.batch.pairs and context_query is not None and context_passage is not None:
-        distillation = distill(scores_QP, context_query @ context_passage.T, passes.allowed_QP, objective)
-        total = total + objective.distill_weight * distillation
+    if passes.teacher_NT is not None:
+        distillation = distill(torch.cat([query_QE, passage_PE]), passes.teacher_NT, objective)
 
     loss_2, accuracy_2 = None, None
     if demonstrated_QE is not None:
@@ -140,10 +161,12 @@ def losses_of_vectors(
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
         if halves and objective.half_weight:
             loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
-        total = total + loss_2
+        total = total + objective.contrast_with * loss_2
+    if not passes.batch.pairs:
+        total = objective.label_weight * total
 
     return Losses(
-        total if passes.batch.pairs else objective.label_weight * total,
+        total if distillation is None else total + distillation,
         without=loss_1.item() if accuracy_1 is not None else None,
         with_demonstrations=loss_2.item() if loss_2 is not None and accuracy_2 is not None else None,
         distillation=distillation.item() if distillation is not None else None,
@@ -254,9 +277,29 @@ def halves_loss(
     return objective.half_weight * torch.stack(losses).sum()
 
 
-def distill(scores_QP: Tensor, teacher_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> Tensor:
-    """KL divergence from the teacher's distribution over the passages of the batch, at `distill_temperature`."""
-    temperature = objective.distill_temperature
-    student = F.log_softmax((scores_QP / temperature).masked_fill(~allowed_QP, -1e4), dim=1)
-    teacher = F.log_softmax((teacher_QP / temperature).masked_fill(~allowed_QP, -1e4), dim=1)
-    return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+def distill(vectors_NE: Tensor, teacher_NT: Tensor, objective: Objective) -> Tensor:
+    """How far the likenesses of all texts of a batch are from those that the teacher sees (relational distillation).
+
+    `distill_weight` times the KL divergence from the teacher's distribution of each text over all others, at
+    `distill_temperature` (the near ones count), plus `geometry_weight` times the mean squared difference of cosines
+    (all count alike). Only likenesses meet, so that widths may differ (arXiv 1904.05068).
+    """
+    own_NN = torch.eye(len(vectors_NE), dtype=torch.bool, device=vectors_NE.device)
+    student_NN, wanted_NN = vectors_NE @ vectors_NE.T, teacher_NT @ teacher_NT.T
+
+    def over_others(likeness_NN: Tensor) -> Tensor:
+        return F.log_softmax((likeness_NN / objective.distill_temperature).masked_fill(own_NN, -1e4), dim=1)
+
+    divergence = F.kl_div(over_others(student_NN), over_others(wanted_NN), log_target=True, reduction="batchmean")
+    squares = (student_NN - wanted_NN)[~own_NN].square().mean()
+    return objective.distill_weight * divergence + objective.geometry_weight * squares
+
+
+def teach(teacher: Teacher, queries: Sequence[str], tasks: Sequence[str | None], passages: Sequence[str]) -> np.ndarray:
+    """(Q + P, T) float32 unit-length vectors of a teacher, each query under its own instruction."""
+    by_task: dict[str | None, list[int]] = {}
+    for i, task in enumerate(tasks):
+        by_task.setdefault(task, []).append(i)
+    parts = [teacher.encode_queries([queries[i] for i in mine], task=task) for task, mine in by_task.items()]
+    order = np.argsort(np.concatenate(list(by_task.values())))
+    return np.concatenate([np.concatenate(parts)[order], teacher.encode_passages(passages)])

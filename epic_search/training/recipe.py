@@ -12,6 +12,7 @@ from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
 DEFAULT_DATA = "../shared/data"
+CONTEXTUAL = "contextual"  # as a teacher: the encoder's own Contextual encoder
 
 
 class PairData(StrictModel):
@@ -74,19 +75,31 @@ class Data(StrictModel):
 class Objective(StrictModel):
     """The EPIC objective (arXiv 2605.01372): InfoNCE without and with soft demonstrations.
 
-    `distill_weight` adds a KL term towards the frozen Contextual encoder's in-batch scores at `distill_temperature`.
+    `contrast_without` and `contrast_with` weigh these two. `distill_weight` adds a KL term towards the likenesses that
+    `teacher` sees between all texts of a batch at `distill_temperature`, `geometry_weight` the mean squared difference
+    of the likenesses themselves. `teacher` is "contextual" (the frozen Contextual encoder), an encoder of ours, or
+    `st:` and a sentence-transformers model.
     `label_weight` scales the loss of label batches. `half_weight` adds, for pooling "concat", the losses of the
     Contextual and of the EOS half by themselves.
     """
 
     temperature: float = Field(0.02, gt=0)
     demonstrations: int = Field(5, ge=0)
+    contrast_without: float = Field(1.0, ge=0)
+    contrast_with: float = Field(1.0, ge=0)
     stop_gradient: bool = False
     false_negative_margin: float | None = Field(0.1, ge=0)
+    teacher: str = "contextual"
     distill_weight: float = Field(0.0, ge=0)
     distill_temperature: float = Field(0.05, gt=0)
+    geometry_weight: float = Field(0.0, ge=0)
     label_weight: float = Field(1.0, gt=0)
     half_weight: float = Field(0.0, ge=0)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the loss asks a teacher."""
+        return self.distill_weight > 0 or self.geometry_weight > 0
 
 
 class Optimizer(StrictModel):
@@ -127,6 +140,16 @@ class Recipe(StrictModel):
     def _one_beginning(self) -> "Recipe":
         if (self.start is None) == (self.encoder is None):
             raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher(self) -> "Recipe":
+        alone = self.encoder is not None and self.encoder.contextual is None
+        if self.objective.taught and self.objective.teacher == CONTEXTUAL and alone:
+            raise ValueError(
+                "objective.teacher is 'contextual', and [encoder] has no Contextual encoder; name another teacher or "
+                "set distill_weight and geometry_weight to 0"
+            )
         return self
 
 
