@@ -40,11 +40,14 @@ def main(
     seeds: int = 3,
     passages: Annotated[int, typer.Option(help="Passages in the pool.")] = 1000,
     queries: int = 500,
+    kind: Annotated[str | None, typer.Option(help="soft or text. Default: as the encoder was trained.")] = None,
     dtype: str = "auto",
     out: Path | None = None,
 ) -> None:
     """Measure what demonstrations change."""
     encoder = Encoder.load(model, dtype=dtype)  # type: ignore[arg-type]
+    soft = (kind or encoder.config.demonstrations) == "soft"
+    controls = [control for control in CONTROLS if soft or control != "random"]  # texts have no vectors
     rows = []
     for name in sets:
         task, pool_file, query_file = SETS[name]
@@ -62,14 +65,15 @@ def main(
             texts, labels = zip(*shown, strict=True)
             shown_pairs = Pool(tuple(class_pairs(texts, labels, classes="examples")), source=name)
             for instruction in (task, None):
-                for condition in ("none", "true", *CONTROLS):
+                for condition in ("none", "true", *controls):
                     prompt = make_prompt(
                         encoder,
                         instruction=instruction,
                         pool=shown_pairs,
                         k=0 if condition == "none" else k,
                         seed=seed,
-                        control=condition if condition in CONTROLS else None,
+                        control=condition if condition in controls else None,
+                        kind=kind,  # type: ignore[arg-type]
                     )
                     queries_QE = encoder.encode_queries([asked[i][0] for i in query_rows], prompt=prompt)
                     result = measure(
@@ -89,6 +93,7 @@ def main(
                     "set": name,
                     "model": model,
                     "k": k,
+                    "kind": "soft" if soft else "text",
                     "instruction": instruction == "with",
                     "demonstrations": condition,
                     "precision_at_10": precision.tolist(),

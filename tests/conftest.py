@@ -1,6 +1,7 @@
 """A tiny but real encoder, made from nothing: 2-layer Llama, 1-layer BERT, a byte tokenizer, LoRA and projectors."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def tiny_encoder_folder(tiny_config: EncoderConfig, tmp_path_factory: pytest.Tem
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     encoder.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_text_folder(
+    tiny_encoder_folder: Path, tiny_config: EncoderConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same checkpoint as if it had been trained to read demonstrations as texts."""
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path_factory.mktemp("tiny") / "text-encoder")
+    tiny_config.model_copy(update={"name": "tiny-text", "demonstrations": "text"}).save(folder)
     return folder
 
 

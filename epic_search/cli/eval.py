@@ -70,6 +70,14 @@ def run(
         Literal["examples", "names"],
         typer.Option(help="What demonstrates a class: two texts of it, or a text and the class's name."),
     ] = "examples",
+    demos_kind: Annotated[
+        Literal["soft", "text"] | None,
+        typer.Option(
+            "--demos-kind",
+            help="Show demonstrations as soft tokens or as texts. Default: as each encoder was trained.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -113,6 +121,8 @@ def run(
     wanted_controls = _controls(controls or [], numbers)
     if pairs is not None and not any(numbers):
         raise UserError(f"--pairs {pairs} needs a number of demonstrations; add --demos 4")
+    if demos_kind is not None and not any(numbers):
+        raise UserError(f"--demos-kind {demos_kind} needs a number of demonstrations; add --demos 4")
     if blank := [task for task in tasks if not task.strip()]:
         raise UserError(f"{blank[0]!r} names no task; give a suite, a folder, or the name of an MTEB task")
     folder = out or RESULTS / _folder_name(tasks)
@@ -132,14 +142,19 @@ def run(
 
         notes: list[str] = []
         settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
+        found = [find_model(model, settings=settings) for model in dict.fromkeys(models)]
+        texts = [model.label for model in found if model.demos_kind and (demos_kind or model.demos_kind) == "text"]
+        if texts and "random" in wanted_controls:
+            notes.append(f"no random demonstrations for {', '.join(texts)}: they are vectors, and these are texts")
         plan = Plan(
             tasks=find_tasks(tasks, say=notes.append),
-            models=[find_model(model, settings=settings) for model in dict.fromkeys(models)],
+            models=found,
             demos=numbers,
             seeds=wanted_seeds,
             controls=wanted_controls,
             pairs=pairs,
             classes=classes,
+            demos_kind=demos_kind,
             command=ctx.meta[console.TYPED],
             notes=notes,
         )
@@ -273,6 +288,7 @@ def _print_results(results: "list[Result]", *, as_json: bool, done: "RunReport |
                         "demos": result.demos,
                         "seed": result.seed if result.demos else None,
                         "control": result.control,
+                        "demos_kind": result.prompt.get("kind"),
                         "score": result.score,
                     }
                     for result in results

@@ -21,6 +21,7 @@ NAMES = {
     "without": "loss without demonstrations",
     "with_demonstrations": "loss with demonstrations",
     "distillation": "distance from the teacher",
+    "text_distillation": "distance from text demonstrations",
     "accuracy_without": "accuracy without demonstrations",
     "accuracy_with": "accuracy with demonstrations",
     "gradient_norm": "gradient norm",

@@ -6,10 +6,11 @@ Together with the digests of the weights it makes the fingerprint (see `checkpoi
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 
 FORMAT = 1
@@ -65,6 +66,7 @@ class EncoderConfig(StrictModel):
     `max_length` bounds the tokens of a text itself; prompts come on top and are never cut.
     `pooling`: last hidden state of the EOS token ("last"), mean over the text's tokens ("mean"), or Contextual and EOS
     states concatenated ("concat", Causal2Vec: twice the backbone's width).
+    `demonstrations`: what it is trained to read, soft tokens (EPIC) or texts (bge-en-icl, arXiv 2409.15700).
     """
 
     format: int = FORMAT
@@ -76,6 +78,8 @@ class EncoderConfig(StrictModel):
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
+    # Left out where it says nothing new: encoders from before it keep their fingerprint.
+    demonstrations: DemonstrationKind = Field("soft", exclude_if=lambda kind: kind == "soft")
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":
@@ -112,15 +116,21 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_toml(path: Path, model: type[Model], *, what: str) -> Model:
     """Read and check a TOML file, called `what` in messages; raises UserError with the place of the first mistake."""
     try:
-        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return model.model_validate(read_toml(path, what=what))
+    except ValidationError as error:
+        raise UserError(f"the {what} {path} is wrong at {first_problem(error)}") from error
+
+
+def read_toml(path: Path, *, what: str) -> dict[str, Any]:
+    """The content of a TOML file, called `what` in messages; raises UserError when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"the {what} {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the {what} {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"the {what} {path} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise UserError(f"the {what} {path} is wrong at {first_problem(error)}") from error
 
 
 def first_problem(error: ValidationError | UnicodeDecodeError) -> str:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# MPNet adds a bias for each distance between tokens and counts positions by itself: its texts are never packed.
+KINDS = ("bert", "mpnet")
+
+
 class ContextualEncoder(nn.Module):
     """Texts -> (n, `width`) unit-length float32 vectors, one forward pass of the frozen encoder."""
 
@@ -29,13 +33,17 @@ class ContextualEncoder(nn.Module):
         self.model = _load(folder, dtype=dtype)
         self.width: int = self.model.config.hidden_size
         self._tokenizer = load_tokenizer(folder)
-        limit = min(max_length, self.model.config.max_position_embeddings)
-        self._tokenizer.enable_truncation(limit)
+        self._packable = self.model.config.model_type == "bert"
+        positions = self.model.config.max_position_embeddings
+        # MPNet's first position comes after that of its padding token.
+        limit = positions if self._packable else positions - self.model.config.pad_token_id - 1
+        self._tokenizer.enable_truncation(min(max_length, limit))
 
     def use_layout(self, layout: str) -> None:
-        """Lay texts out "packed" or "padded"."""
-        self.layout = layout
-        use_layout(self.model, layout, plain="sdpa")
+        """Lay texts out "packed", where this encoder can be packed, or "padded"."""
+        self.layout = layout if self._packable else "padded"
+        if self._packable:
+            use_layout(self.model, layout, plain="sdpa")
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -49,7 +57,8 @@ class ContextualEncoder(nn.Module):
 
     def _forward(self, rows: list[list[int]], device: torch.device) -> Tensor:
         batch = lay_out(rows, self.layout, device=device)
-        hidden = self.model(input_ids=batch.ids, **batch.arguments).last_hidden_state
+        arguments = batch.arguments if self._packable else {"attention_mask": batch.mask_BL}
+        hidden = self.model(input_ids=batch.ids, **arguments).last_hidden_state
         return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)
 
 
@@ -68,7 +77,9 @@ def mean_of_rows(flat_ND: Tensor, starts_B: Tensor, lengths: Sequence[int]) -> T
 
 def _load(folder: Path, *, dtype: torch.dtype) -> "PreTrainedModel":
     config = read_config(folder)
-    if config.model_type != "bert":
+    if config.model_type not in KINDS:
         # Others count positions or build attention in ways of their own; a wrong vector would not be noticed.
-        raise UserError(f"{folder} holds a {config.model_type} model; a Contextual encoder must be a BERT model")
+        raise UserError(
+            f"{folder} holds a {config.model_type} model; a Contextual encoder must be a BERT or an MPNet model"
+        )
     return load_model(folder, config, dtype=dtype, add_pooling_layer=False)

@@ -5,6 +5,7 @@ Everything that needs a vector (command line, training, evaluation, index) goes 
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from epic_search.encoder.checkpoint import Checkpoint
 from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder
 from epic_search.encoder.model import EncoderModel
-from epic_search.encoder.prompt import Demonstration, Layout, Prompt, Template
+from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
 
@@ -149,40 +150,58 @@ class Encoder:
     ) -> np.ndarray:
         """(n, dim) float32 unit-length vectors of queries under a prompt, in input order.
 
-        Raises UserError when another encoder made the prompt's vectors.
+        Raises UserError when another encoder made the prompt's vectors, and when the prompt does not fit this one.
         """
         prompt = prompt or self.prompt()
+        soft_SE = torch.from_numpy(prompt.vectors_SE).to(self.device)
+        return self._encode(texts, self.layout(prompt), soft_SE, progress)
+
+    def prompt(
+        self,
+        *,
+        task: str | None = None,
+        demonstrations: Sequence[Demonstration] = (),
+        kind: DemonstrationKind | None = None,
+    ) -> Prompt:
+        """A prompt of a task and demonstrations. `kind`: what these become; None: what this encoder is trained to read.
+
+        Soft demonstrations come with their vectors: queries encoded under the task alone, passages plainly. Text
+        demonstrations are not encoded, and their prompt can be used with any encoder.
+
+        Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
+        when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
+        """
+        kind = kind or self.config.demonstrations
+        if kind not in KINDS:
+            raise UserError(f"kind '{kind}' is not one of {', '.join(KINDS)}")
+        shown = tuple(demonstrations)
+        task = task.strip() or None if task else None
+        plain = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint, kind)
+        texts = self._whole_texts(shown)
+        self._layout(task, texts if kind == "text" else len(shown))
+        if kind == "text" or not shown:
+            return replace(plain, demonstrations=shown)
+        queries_KE = self.encode_queries([d.query for d in shown], prompt=plain)
+        passages_KE = self.encode_passages([d.passage for d in shown])
+        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
+        return replace(plain, demonstrations=shown, vectors_SE=vectors_SE)
+
+    def layout(self, prompt: Prompt) -> Layout:
+        """The token ids and slots around a query under a prompt; raises UserError where `encode_queries` does."""
+        if prompt.kind == "text":
+            return self._layout(prompt.task, self._whole_texts(prompt.demonstrations))
         if prompt.demonstrations and prompt.encoder != self.fingerprint:
             raise UserError(
                 f"the prompt's vectors are of encoder {prompt.encoder[:12]}, and this is '{self.name}' "
                 f"({self.fingerprint[:12]}); make the prompt anew with this encoder's prompt()"
             )
-        layout = self.template.query(task=prompt.task, demonstrations=len(prompt.demonstrations))
-        return self._encode(texts, layout, torch.from_numpy(prompt.vectors_SE).to(self.device), progress)
+        return self._layout(prompt.task, len(prompt.demonstrations))
 
-    def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
-        """A prompt with its demonstrations' vectors: queries encoded under the task alone, passages plainly.
-
-        Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
-        when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
-        """
-        task = task.strip() or None if task else None
-        layout = self.template.query(task=task, demonstrations=len(demonstrations))
-        context = self.model.backbone.config.max_position_embeddings
-        if len(layout) + self.config.max_length > context:
-            remedy = f"shorten the task or use fewer than {len(demonstrations)} demonstrations"
-            raise UserError(
-                f"the prompt takes {len(layout)} tokens and a query up to {self.config.max_length}, together more than "
-                f"the {context} that {self.name} reads; {remedy if demonstrations else 'shorten the task'}"
-            )
-        empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint)
-        if not demonstrations:
-            return empty
-        self._check_demonstrations(demonstrations)
-        queries_KE = self.encode_queries([d.query for d in demonstrations], prompt=empty)
-        passages_KE = self.encode_passages([d.passage for d in demonstrations])
-        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
-        return Prompt(task, tuple(demonstrations), vectors_SE, self.fingerprint)
+    @property
+    def context_length(self) -> int:
+        """Tokens that the backbone reads, prompt and all."""
+        length: int = self.model.backbone.config.max_position_embeddings
+        return length
 
     def split(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> list[list[str]]:
         """Each text cut into passages that the encoder reads whole, each repeating an eighth of what it reads.
@@ -234,9 +253,23 @@ class Encoder:
                     progress(len(indices))
         return out_NE
 
-    def _check_demonstrations(self, demonstrations: Sequence[Demonstration]) -> None:
+    def _layout(self, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
+        """The layout, which leaves room for a query of `config.max_length` tokens."""
+        layout = self.template.query(task=task, demonstrations=demonstrations)
+        if len(layout) + self.config.max_length > self.context_length:
+            number = demonstrations if isinstance(demonstrations, int) else len(demonstrations)
+            remedy = f"shorten the task or use fewer than {number} demonstrations" if number else "shorten the task"
+            raise UserError(
+                f"the prompt takes {len(layout)} tokens and a query up to {self.config.max_length}, together more than "
+                f"the {self.context_length} that {self.name} reads; {remedy}"
+            )
+        return layout
+
+    def _whole_texts(self, demonstrations: Sequence[Demonstration]) -> list[IdPair]:
+        """The token ids of the demonstrations' texts; raises UserError for one that is empty or too long."""
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
-        for i, ids in enumerate(token_ids(self._tokenizer, texts, max_length=None)):
+        found = token_ids(self._tokenizer, texts, max_length=None)
+        for i, ids in enumerate(found):
             what = f"the {'passage' if i % 2 else 'query'} of demonstration {i // 2 + 1}"
             if not texts[i].strip():
                 raise UserError(f"{what} is empty; give both texts of every demonstration")
@@ -245,6 +278,7 @@ class Encoder:
                     f"{what} takes {len(ids)} tokens, and {self.name} reads {self.config.max_length} of a text; "
                     "shorten it"
                 )
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def _no_slots(self) -> Tensor:
         return torch.empty(0, self.dim, device=self.device)

@@ -1,10 +1,15 @@
 """Prompts as values: a task, demonstrations, and the segments of token ids and slots they become.
 
-Layout of a query (text demonstrations as in bge-en-icl, arXiv 2409.15700, here with one slot for each text):
+Layout of a query whose demonstrations are soft, one slot for each text (EPIC, arXiv 2605.01372):
 
     BOS Instruct: TASK\\n (Query: [v_q] \\nResponse: [v_p] \\n) x k  Query: [context] TEXT \\nResponse: EOS
 
-and of a passage, which never carries a prompt, so that one index serves every task:
+and whose demonstrations are texts, in the same places (bge-en-icl, arXiv 2409.15700, where each repeats the
+instruction):
+
+    BOS Instruct: TASK\\n (Query: QUERY \\nResponse: PASSAGE \\n) x k  Query: [context] TEXT \\nResponse: EOS
+
+A passage never carries a prompt, so that one index serves every task:
 
     BOS [context] TEXT EOS
 
@@ -16,6 +21,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -31,6 +37,14 @@ RESPONSE = "\nResponse:"
 END_OF_DEMONSTRATION = "\n"
 TEMPLATE = (INSTRUCTION, QUERY, RESPONSE, END_OF_DEMONSTRATION)
 
+DemonstrationKind = Literal["soft", "text"]
+"""What a demonstration's two texts are in the input: a soft token each, or their own tokens."""
+KINDS: tuple[DemonstrationKind, ...] = get_args(DemonstrationKind)
+
+IdPair = tuple[Sequence[int], Sequence[int]]
+"""What stands for a demonstration's query and for its passage in the input."""
+_SLOTS: IdPair = ((SOFT_SLOT,), (SOFT_SLOT,))
+
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -42,22 +56,22 @@ class Demonstration:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a query is encoded with: the task's instruction and demonstrations with their vectors.
+    """What a query is encoded with: the task's instruction and its demonstrations.
 
-    `vectors_SE`: float32 (2k, dim), unit length, in the order query 1, passage 1, query 2, ...; (0, dim) for k = 0.
-    `encoder`: the fingerprint of the encoder that made them; to any other they mean nothing.
+    `vectors_SE`: float32 (2k, dim), unit length, in the order query 1, passage 1, query 2, ...; (0, dim) for k = 0 and
+    for demonstrations of kind "text", whose texts are all there is to them.
+    `encoder`: the fingerprint of the encoder that made the prompt; its vectors mean nothing to any other.
     """
 
     task: str | None
     demonstrations: tuple[Demonstration, ...]
     vectors_SE: np.ndarray
     encoder: str
+    kind: DemonstrationKind = "soft"
 
     def __post_init__(self) -> None:
-        assert len(self.vectors_SE) == 2 * len(self.demonstrations), (
-            self.vectors_SE.shape,
-            len(self.demonstrations),
-        )
+        vectors = 2 * len(self.demonstrations) if self.kind == "soft" else 0
+        assert len(self.vectors_SE) == vectors, (self.vectors_SE.shape, vectors)
 
     def save(self, path: Path) -> None:
         """Write the prompt to one safetensors file: the vectors as a tensor, the texts as metadata."""
@@ -67,6 +81,7 @@ class Prompt:
             "task": json.dumps(self.task),
             "demonstrations": json.dumps([[d.query, d.passage] for d in self.demonstrations]),
             "encoder": self.encoder,
+            "kind": self.kind,
         }
         save_file({"vectors": self.vectors_SE}, path, metadata=metadata)
 
@@ -81,7 +96,10 @@ class Prompt:
                 task = json.loads(metadata["task"])
                 pairs = json.loads(metadata["demonstrations"])
                 demonstrations = tuple(Demonstration(q, p) for q, p in pairs)
-                return cls(task, demonstrations, file.get_tensor("vectors"), metadata["encoder"])
+                kind = metadata.get("kind", "soft")  # files from before there were two kinds
+                if kind not in KINDS:
+                    raise ValueError(f"its demonstrations are of an unknown kind '{kind}'")
+                return cls(task, demonstrations, file.get_tensor("vectors"), metadata["encoder"], kind)
         except FileNotFoundError as error:
             raise UserError(f"the prompt file {path} is missing") from error
         except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -132,19 +150,22 @@ class Template:
         self._eos_id = eos_id
         self._early = [CONTEXTUAL_SLOT] if contextual_position == "before_prefix" else []
         self._late = [CONTEXTUAL_SLOT] if contextual_position == "after_prefix" else []
-        query, response, end = tokenize(QUERY), tokenize(RESPONSE), tokenize(END_OF_DEMONSTRATION)
-        self._demonstration = [*query, SOFT_SLOT, *response, SOFT_SLOT, *end]
-        self._query, self._response = query, response
+        self._query, self._response, self._end = tokenize(QUERY), tokenize(RESPONSE), tokenize(END_OF_DEMONSTRATION)
         self.passage = Layout((bos_id, *self._early, *self._late), (eos_id,))
 
-    def query(self, *, task: str | None, demonstrations: int) -> Layout:
-        """The layout of a query with an instruction (or none) and `demonstrations` pairs of soft slots."""
+    def query(self, *, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
+        """The layout of a query with an instruction (or none) and demonstrations.
+
+        `demonstrations`: the token ids of their texts, or how many there are, for soft slots.
+        """
+        pairs = [_SLOTS] * demonstrations if isinstance(demonstrations, int) else demonstrations
+        shown = [id for q, p in pairs for id in (*self._query, *q, *self._response, *p, *self._end)]
         instruction = self._tokenize(INSTRUCTION.format(task=task)) if task else []
         head = [
             self._bos_id,
             *self._early,
             *instruction,
-            *self._demonstration * demonstrations,
+            *shown,
             *self._query,
             *self._late,
         ]

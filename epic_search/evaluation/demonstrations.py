@@ -2,7 +2,8 @@
 
 Four conditions beside "none": the true pairs, and three controls that share their number and their place in the prompt.
 `shuffled` pairs each query with the passage of another pair, `wrong-task` shows true pairs of a task that nobody
-measures here (countries and their capitals), and `random` puts random unit vectors in the place of the true ones.
+measures here (countries and their capitals), and `random` puts random unit vectors in the place of the true ones, which
+only soft demonstrations have.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation.kinds import SEARCH_KINDS, Control, Kind
 from epic_search.evaluation.splits import query_texts, subsets, unwrapped
@@ -96,15 +98,27 @@ class Pool:
 
 
 def make_prompt(
-    encoder: Encoder, *, instruction: str | None, pool: Pool | None, k: int, seed: int, control: Control | None
+    encoder: Encoder,
+    *,
+    instruction: str | None,
+    pool: Pool | None,
+    k: int,
+    seed: int,
+    control: Control | None,
+    kind: DemonstrationKind | None = None,
 ) -> Prompt:
     """The prompt of a task: its instruction with `k` demonstrations of the pool, or with one of the controls.
 
-    `pool` is needed for true and for shuffled demonstrations. Raises UserError when it has too few pairs that `encoder`
-    reads whole, and when the prompt is too long.
+    `pool` is needed for true and for shuffled demonstrations; `kind` is as in Encoder.prompt. Raises UserError when the
+    pool has too few pairs that `encoder` reads whole, when the prompt is too long, and for random text demonstrations.
     """
     if k == 0:
         return encoder.prompt(task=instruction)
+    if control == "random" and (kind or encoder.config.demonstrations) == "text":
+        raise UserError(
+            "random demonstrations are vectors of nothing in the place of true vectors, and text demonstrations have "
+            "no vectors; leave this control out, or take shuffled and wrong-task"
+        )
 
     def fits(pair: Pair) -> bool:
         longest = encoder.config.max_length
@@ -116,7 +130,7 @@ def make_prompt(
     draw = pool.draw_shuffled if control == "shuffled" else pool.draw
     pairs = draw(k, seed=seed, fits=fits)
     demonstrations = [Demonstration(query=pair.query, passage=pair.passage) for pair in pairs]
-    prompt = encoder.prompt(task=instruction, demonstrations=demonstrations)
+    prompt = encoder.prompt(task=instruction, demonstrations=demonstrations, kind=kind)
     if control != "random":
         return prompt
     noise_SE = np.random.default_rng(seed).standard_normal(prompt.vectors_SE.shape).astype(np.float32)

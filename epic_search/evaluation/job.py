@@ -154,7 +154,7 @@ class Job:
         return {
             "kind": self.task.kind,
             "label": self.model.label,
-            "prompt": self._prompt_record(pools) | {"demonstrations": bound.demonstrations},
+            "prompt": self._prompt_record(pools) | {"demonstrations": bound.demonstrations, "kind": bound.demos_kind},
             "cost": {
                 "queries": meter.queries,
                 "query_tokens": meter.query_tokens / meter.queries if meter.queries and meter.query_tokens else None,
@@ -174,7 +174,7 @@ class Job:
 
     def _prompt_record(self, pools: Pools) -> dict[str, Any]:
         """All that decides about the prompt; the demonstrations follow from it."""
-        instruction = self.task.instruction if self.model.takes_prompts else None
+        instruction = self.task.instruction if self.model.demos_kind is not None else None
         if self.condition.demos == 0:
             return {"instruction": instruction, "control": None, "seed": None, "source": None, "classes": None}
         own = {"instruction": instruction, "control": self.condition.control, "seed": self.condition.seed}

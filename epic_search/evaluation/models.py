@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.encoder import Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import ClassDemonstrations, Pool, make_prompt
 from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, Control, Kind
@@ -61,7 +62,7 @@ class Condition:
     """Under which prompt a task is run: `demos` demonstrations drawn with `seed`, or a control of them.
 
     `classes` and `pairs` (name and digest of the file that takes the place of training splits) say what they are drawn
-    from.
+    from, and `demos_kind` what they become, where that is not what the model was trained to read.
     """
 
     demos: int = 0
@@ -69,6 +70,7 @@ class Condition:
     control: Control | None = None
     classes: ClassDemonstrations = "examples"
     pairs: str | None = None
+    demos_kind: DemonstrationKind | None = None
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -79,22 +81,27 @@ class Condition:
             "control": self.control,
             "classes": None if self.classes == "examples" else self.classes,
             "pairs": self.pairs,
+            "demos_kind": self.demos_kind,
         }
         return {"demos": self.demos, "seed": self.seed} | {key: value for key, value in unusual.items() if value}
 
     def __str__(self) -> str:
         if self.demos == 0:
             return "no demonstrations"
-        kind = f"{self.control} demonstrations" if self.control else "demonstrations"
-        return f"{self.demos} {kind}, seed {self.seed}"
+        words = [str(self.demos), self.control, self.demos_kind, "demonstrations"]
+        return f"{' '.join(word for word in words if word)}, seed {self.seed}"
 
 
 class Bound(Protocol):
-    """A model ready for one task under one condition: what mteb evaluates, and what it cost."""
+    """A model ready for one task under one condition: what mteb evaluates, and what it cost.
+
+    `demos_kind`: what its demonstrations are in the input; None where there are none.
+    """
 
     model: Any
     meter: Meter
     demonstrations: list[list[str]]
+    demos_kind: DemonstrationKind | None
     settings: dict[str, Any]
 
     def query_seconds(self, query: str) -> float:
@@ -102,14 +109,17 @@ class Bound(Protocol):
 
 
 class EvaluatedModel(Protocol):
-    """A model that takes part. `name` is mteb's, organisation and all; `label` is the one in tables."""
+    """A model that takes part. `name` is mteb's, organisation and all; `label` is the one in tables.
+
+    `demos_kind`: the demonstrations that it was trained to read; None: it takes no prompts.
+    """
 
     label: str
     name: str
     revision: str
     dtype: str | None  # None: whatever the model itself chooses
     kinds: frozenset[Kind]
-    takes_prompts: bool
+    demos_kind: DemonstrationKind | None
 
     def meta(self, condition: Condition) -> "ModelMeta":
         """mteb's description of this model under a condition: what its results are filed under."""
@@ -155,8 +165,8 @@ class EncoderModel:
     reference: str
     settings: Settings
     dtype: str | None
+    demos_kind: DemonstrationKind | None
     kinds: frozenset[Kind] = frozenset(KINDS)
-    takes_prompts: bool = True
     _corpora: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -172,6 +182,7 @@ class EncoderModel:
             reference=reference,
             settings=settings,
             dtype=choose_dtype(settings.dtype, choose_device(settings.device)).value,
+            demos_kind=found.config.demonstrations,
         )
 
     @cached_property
@@ -196,6 +207,7 @@ class EncoderModel:
             k=condition.demos,
             seed=condition.seed,
             control=condition.control,
+            kind=condition.demos_kind,
         )
         meter, meta = Meter(), self.meta(condition)
         exact = ExactSearch(encoder, prompt=prompt, meta=meta, meter=meter, cache=self._corpora)
@@ -218,6 +230,7 @@ class BoundEncoder:
         # The texts of random demonstrations are not what the model saw.
         shown = () if condition.control == "random" else model.prompt.demonstrations
         self.demonstrations = [[d.query, d.passage] for d in shown]
+        self.demos_kind = model.prompt.kind if condition.demos else None
         self.settings = {
             "search": search,
             "long_documents": "split into passages, the best counts",
@@ -244,7 +257,7 @@ class SentenceTransformerModel:
     settings: Settings
     dtype: str | None
     kinds: frozenset[Kind] = frozenset(KINDS)
-    takes_prompts: bool = False
+    demos_kind: DemonstrationKind | None = None
 
     @classmethod
     def find(cls, reference: str, *, label: str, settings: Settings) -> "SentenceTransformerModel":
@@ -298,7 +311,7 @@ class BM25Model:
     revision: str = "k1-0.9-b-0.4-porter"
     dtype: str | None = None
     kinds: frozenset[Kind] = SEARCH_KINDS
-    takes_prompts: bool = False
+    demos_kind: DemonstrationKind | None = None
 
     def meta(self, condition: Condition) -> "ModelMeta":
         """See EvaluatedModel."""
@@ -321,6 +334,8 @@ class BM25Model:
 
 class BoundPeer:
     """See Bound."""
+
+    demos_kind: DemonstrationKind | None = None
 
     def __init__(self, model: Any, meter: Meter, settings: dict[str, Any]) -> None:
         self.demonstrations: list[list[str]] = []

@@ -49,8 +49,7 @@ class MeteredEncoder:
         """See Encoder."""
         with self._meter.encoding():
             vectors_QE = self._encoder.encode_queries(texts, prompt=prompt, **options)
-        task, demonstrations = (prompt.task, len(prompt.demonstrations)) if prompt else (None, 0)
-        around = len(self._encoder.template.query(task=task, demonstrations=demonstrations))
+        around = len(self._encoder.layout(prompt or self._encoder.prompt()))
         self._meter.count_queries(texts, sampled_tokens=self._tokens(texts, around))
         return vectors_QE
 

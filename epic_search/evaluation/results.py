@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 # pydantic needs this TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation.kinds import CONTROLS, KINDS, Control, Kind
 
@@ -26,7 +27,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Prompt(TypedDict):
-    """What stood before each query. `classes` says what a demonstration of a class showed, `source` whence they are."""
+    """What stood before each query. `classes` says what a demonstration of a class showed, `source` whence they are.
+
+    `kind` says what demonstrations were in the input; None where there were none.
+    """
 
     instruction: str | None
     demonstrations: list[tuple[str, str]]
@@ -34,6 +38,7 @@ class Prompt(TypedDict):
     seed: int | None
     classes: Literal["examples", "names"] | None
     source: NotRequired[str | None]
+    kind: NotRequired[DemonstrationKind | None]
 
 
 class Cost(TypedDict):
@@ -79,7 +84,7 @@ class Items:
 class Result:
     """One task, evaluated once. `score` is a fraction; `model` is the short label that tables show.
 
-    `variant` says what demonstrations are drawn from, or show, where that is not the usual.
+    `variant` says what demonstrations are drawn from, show, or become, where that is not the usual.
     """
 
     model: str
@@ -162,13 +167,15 @@ class _Experiment(BaseModel):
     control: Control | None = None
     classes: str | None = None
     pairs: str | None = None
+    demos_kind: DemonstrationKind | None = None
 
     @property
     def variant(self) -> str | None:
-        """In words: what demonstrations are drawn from, or show, where that is not the usual."""
+        """In words: what demonstrations are drawn from, show, or become, where that is not the usual."""
         classes = f"class {self.classes}" if self.classes else None
         pairs = f"pairs {self.pairs}" if self.pairs else None
-        return ", ".join(part for part in (classes, pairs) if part) or None
+        kind = f"as {self.demos_kind}" if self.demos_kind else None
+        return ", ".join(part for part in (classes, pairs, kind) if part) or None
 
 
 class _Meta(BaseModel):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import ClassDemonstrations
 from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, file_digest, write_json
@@ -36,7 +37,8 @@ class Plan:
     """What is run: every model on every task, with each number of demonstrations, seeds and controls.
 
     `pairs` is a file of demonstrations for all tasks, in place of their training splits; `classes` tells what a
-    demonstration of a class shows. `command` and `notes` (what a reader of the results must know) are kept with them.
+    demonstration of a class shows, and `demos_kind` what it becomes, in place of what each model was trained to read.
+    `command` and `notes` (what a reader of the results must know) are kept with them.
     """
 
     tasks: Sequence[EvalTask]
@@ -46,18 +48,22 @@ class Plan:
     controls: Sequence[Control] = ()
     pairs: Path | None = None
     classes: ClassDemonstrations = "examples"
+    demos_kind: DemonstrationKind | None = None
     command: str = ""
     notes: Sequence[str] = ()
 
     def conditions(self, model: EvaluatedModel) -> list[Condition]:
-        """Those that make a difference to a model: without prompts there is only one."""
-        if not model.takes_prompts:
+        """Those that a model can be run under: one where it takes no prompts, and texts have no random vectors."""
+        if model.demos_kind is None:
             return [Condition()]
+        kind = None if self.demos_kind == model.demos_kind else self.demos_kind
         pairs = f"{self.pairs.name.partition('.')[0]}-{file_digest(self.pairs)[:8]}" if self.pairs is not None else None
         conditions = [Condition()] if 0 in self.demos else []
         for control in (None, *self.controls):
+            if control == "random" and (kind or model.demos_kind) == "text":
+                continue
             for k in filter(None, self.demos):
-                conditions += [Condition(k, seed, control, self.classes, pairs) for seed in self.seeds]
+                conditions += [Condition(k, seed, control, self.classes, pairs, kind) for seed in self.seeds]
         return conditions
 
     def jobs(self) -> Iterator[tuple[EvaluatedModel, EvalTask, Condition]]:

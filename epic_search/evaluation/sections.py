@@ -262,7 +262,12 @@ def prompts(table: Table) -> list[TaskPrompts]:
 
 def _demonstrations(pairs: Sequence[tuple[str, str]], users: Sequence[Result]) -> Demonstrations:
     title = ", ".join(dict.fromkeys(f"{user.label} (seed {user.seed})" for user in users))
-    about = [users[0].prompt.get("source"), users[0].prompt["classes"] and f"classes as {users[0].prompt['classes']}"]
+    prompt = users[0].prompt
+    about = [
+        prompt.get("source"),
+        prompt["classes"] and f"classes as {prompt['classes']}",
+        "as texts" if prompt.get("kind") == "text" else None,
+    ]
     cut = [(_cut(query), _cut(passage)) for query, passage in pairs]
     return Demonstrations(title, "; ".join(text for text in about if text), cut)
 

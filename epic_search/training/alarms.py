@@ -24,7 +24,7 @@ SETTLED = 50  # steps after the warm-up, before which a run has learned too litt
 # the limit lies between, and that the third did not read its demonstrations is a guess from the same numbers.
 UNREAD_LABELS, UNREAD_PAIRS = 0.03, 0.005
 EMPTY_LOSS = 1e-4
-FINITE = ("loss", "without", "with_demonstrations", "distillation", "gradient_norm")
+FINITE = ("loss", "without", "with_demonstrations", "distillation", "text_distillation", "gradient_norm")
 
 
 def find_alarms(recipe: Recipe, rows: Sequence[Row], *, never_drawn: Sequence[str] | None) -> list[str]:

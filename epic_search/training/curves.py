@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SVG, PAGE = "curves.svg", "curves.html"
-COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito's, which colour-blind readers can tell apart
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, which colour-blind readers can tell apart
 INK, PALE = "#333333", 0.22
 MOST_SHAPES = 1000  # points that are drawn one by one; more become a picture inside the figure
 SMOOTHED = 20  # steps to the mean that a strong line shows
@@ -43,6 +43,7 @@ PANELS = (
             "without": "without demonstrations",
             "with_demonstrations": "with demonstrations",
             "distillation": "distance from the teacher",
+            "text_distillation": "distance from text demonstrations",
         },
     ),
     Panel(

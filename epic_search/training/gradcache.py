@@ -2,7 +2,8 @@
 
 The loss needs the vectors of the whole batch, but not their activations all at once:
 
-1. Encode everything without gradients, pass 2 with the vectors of pass 1 in its slots.
+1. Encode everything without gradients, pass 2 with the vectors of pass 1 in its slots (or with the texts of its
+   demonstrations, which no gradient goes through).
 2. Compute the loss of the vectors alone and its gradient for each vector: the cache.
 3. Encode pass 2 again, group by group, and send each group's cached gradients back through it. What arrives at its soft
    slots is the gradient of pass-1 vectors: it is added to theirs (not where the objective stops gradients).
@@ -12,15 +13,16 @@ Everything is encoded twice, and never more than one group (`token_budget`) has 
 those of the plain path; dropout draws the same numbers in both encodings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
-from epic_search.training.objective import Losses, Passes, embed_group, losses_of_vectors, row_groups
+from epic_search.training.objective import Losses, Passes, embed_group, embed_teacher, losses_of_vectors, row_groups
 from epic_search.training.recipe import Objective
 
 _QUERIES, _PASSAGES, _DEMONSTRATED = range(3)
@@ -30,24 +32,29 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
     """Add the gradients of a batch's loss to the parameters; the losses returned carry none. `seed` is for dropout."""
     cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed)
     with torch.no_grad():
-        query_QE, passage_PE = cache.vectors(_QUERIES, None), cache.vectors(_PASSAGES, None)
+        query_QE = cache.vectors(_QUERIES, None) if passes.query_rows else None
+        passage_PE = cache.vectors(_PASSAGES, None)
         demonstrated_QE = None
         if passes.demonstrated_rows:
-            demonstrated_QE = cache.vectors(_DEMONSTRATED, passes.soft(query_QE, passage_PE))
-    leaves = [vectors.requires_grad_() for vectors in (query_QE, passage_PE, demonstrated_QE) if vectors is not None]
+            soft = passes.soft(query_QE, passage_PE, stop_gradient=True)
+            demonstrated_QE = cache.vectors(_DEMONSTRATED, soft)
+    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
+    for vectors in (query_QE, passage_PE, demonstrated_QE):
+        if vectors is not None:
+            vectors.requires_grad_()
     halves = encoder.config.pooling == "concat"
-    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
+    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
     losses.total.backward()
-    assert all(leaf.grad is not None for leaf in leaves), [leaf.shape for leaf in leaves]
+    assert passage_PE.grad is not None
 
-    if demonstrated_QE is not None and demonstrated_QE.grad is not None:
-        sources = query_QE.detach(), passage_PE.detach()
-        if not objective.stop_gradient:
-            sources = query_QE, passage_PE  # their gradients grow by what comes back through the slots
-        cache.send_back(_DEMONSTRATED, demonstrated_QE.grad, sources)
-    for which, vectors in ((_QUERIES, query_QE), (_PASSAGES, passage_PE)):
-        assert vectors.grad is not None, which
-        cache.send_back(which, vectors.grad, None)
+    if demonstrated_QE is not None:
+        assert demonstrated_QE.grad is not None
+        # Unless they are stopped, the gradients of pass-1 vectors grow by what comes back through the slots.
+        slots = partial(passes.soft, query_QE, passage_PE, stop_gradient=objective.stop_gradient)
+        cache.send_back(_DEMONSTRATED, demonstrated_QE.grad, slots)
+    if query_QE is not None and query_QE.grad is not None:  # none where only pass 2 is trained, and slots let none back
+        cache.send_back(_QUERIES, query_QE.grad)
+    cache.send_back(_PASSAGES, passage_PE.grad)
     return replace(losses, total=losses.total.detach())
 
 
@@ -69,15 +76,16 @@ class _Cache:
             out_NE[torch.from_numpy(indices).to(out_NE.device)] = self._group(which, number, soft)
         return out_NE
 
-    def send_back(self, which: int, gradient_NE: Tensor, sources: tuple[Tensor, Tensor] | None) -> None:
+    def send_back(
+        self, which: int, gradient_NE: Tensor, slots: Callable[[], list[Tensor] | None] = lambda: None
+    ) -> None:
         """Encode again, with gradients, and send the cached ones of each vector back.
 
-        `sources`: the pass-1 vectors of queries and passages that fill soft slots.
+        `slots` makes what fills the soft slots of all rows, from pass-1 vectors.
         """
         for number, indices in enumerate(self._groups[which]):
             # Made anew for each group: backward frees the way from the slots to their sources.
-            soft = self._passes.soft(*sources) if sources is not None else None
-            vectors_BE = self._group(which, number, soft)
+            vectors_BE = self._group(which, number, slots())
             vectors_BE.backward(gradient_NE[torch.from_numpy(indices).to(gradient_NE.device)])
 
     def _group(self, which: int, number: int, soft: Sequence[Tensor] | None) -> Tensor:

@@ -3,8 +3,11 @@
 Pass 1 encodes queries without demonstrations, and passages. Pass 2 encodes the queries again with demonstrations that
 are other pairs of the batch, each as two soft tokens made of pass-1 vectors: reading them is what it trains.
 
-Shapes: Q queries, P passages, N = Q + P texts, K soft slots in the batch (two for each demonstration), E embedding
-width, T width of a teacher's vectors.
+For an encoder whose demonstrations are texts (bge-en-icl, arXiv 2409.15700), pass 2 has the tokens of the same pairs in
+these places. A soft encoder can be taught by what it makes of the texts itself (`text_distill_weight`).
+
+Shapes: Q queries, K queries with demonstrations, P passages, N = Q + P texts, E embedding width, T width of a teacher's
+vectors.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,8 @@ from torch.nn import functional as F
 
 from epic_search.encoder.batching import batches
 from epic_search.encoder.encoder import Encoder
-from epic_search.encoder.prompt import Row
+from epic_search.encoder.prompt import IdPair, Row
+from epic_search.errors import UserError
 from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
 from epic_search.training.teachers import Teacher
@@ -32,6 +36,7 @@ class Losses:
     without: float | None
     with_demonstrations: float | None
     distillation: float | None
+    text_distillation: float | None
     accuracy_without: float | None
     accuracy_with: float | None
     tokens: int
@@ -41,8 +46,10 @@ class Losses:
 class Passes:
     """One batch, ready to be encoded: the input rows of both passes and who may be whose negative.
 
-    `shown`: for each query the numbers of the pairs that demonstrate its task in pass 2, and `demonstrated_rows` the
-    rows with slots for them; both are empty where the objective has no demonstrations. `teacher_NT`: the teacher's
+    `query_rows` is empty where nothing needs the queries of pass 1. `shown`: for each query the numbers of the pairs
+    that demonstrate its task in pass 2, and `demonstrated_rows` the rows with slots for them or, if not `soft_slots`,
+    with their texts; both are empty where the objective has no demonstrations. `teacher_rows`: those K of the queries
+    that are shown demonstrations, with texts, where a soft encoder learns from them. `teacher_NT`: the teacher's
     vectors of queries and then passages, where the objective asks for them.
     """
 
@@ -50,7 +57,9 @@ class Passes:
     query_rows: list[Row]
     passage_rows: list[Row]
     demonstrated_rows: list[Row]
+    teacher_rows: list[Row]
     shown: list[np.ndarray]
+    soft_slots: bool
     context_query: Tensor | None
     context_passage: Tensor | None
     teacher_NT: Tensor | None
@@ -62,10 +71,19 @@ class Passes:
     @property
     def tokens(self) -> int:
         """Tokens of all rows."""
-        return sum(len(row) for rows in (self.query_rows, self.passage_rows, self.demonstrated_rows) for row in rows)
+        sorts = (self.query_rows, self.passage_rows, self.demonstrated_rows, self.teacher_rows)
+        return sum(len(row) for rows in sorts for row in rows)
 
-    def soft(self, query_QE: Tensor, passage_PE: Tensor) -> list[Tensor]:
-        """(2k, E) for each query: query 1, passage 1, query 2, ... of its demonstrations, as in a Prompt."""
+    def soft(self, query_QE: Tensor | None, passage_PE: Tensor, *, stop_gradient: bool) -> list[Tensor] | None:
+        """(2k, E) for each query: query 1, passage 1, query 2, ... of its demonstrations, as in a Prompt.
+
+        None where demonstrations are texts.
+        """
+        if not self.soft_slots:
+            return None
+        assert query_QE is not None, "soft demonstrations are made of pass-1 vectors"
+        if stop_gradient:
+            query_QE, passage_PE = query_QE.detach(), passage_PE.detach()
         return [torch.stack([query_QE[d], passage_PE[d]], dim=1).flatten(0, 1) for d in self.shown]
 
 
@@ -80,16 +98,20 @@ def prepare(
 ) -> Passes:
     """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens.
 
-    `teacher`: whom the objective names, None for the encoder's own Contextual encoder.
+    `teacher`: whom the objective names, None for the encoder's own Contextual encoder. Raises UserError where the texts
+    of demonstrations could take more tokens than the encoder reads.
     """
     device = encoder.device
+    soft = encoder.config.demonstrations == "soft"
+    if objective.text_distill_weight or not soft:
+        _require_room(encoder, objective, batch.tasks, max_length=max_length)
     # Whoever reads a text reads the same part of it: decoder, Contextual encoder, teacher.
     queries = encoder.cut(batch.queries, max_length=max_length)
     passages = encoder.cut(batch.passages, max_length=max_length)
     query_ids = encoder.token_ids(queries, max_length=max_length)
     passage_ids = encoder.token_ids(passages, max_length=max_length)
 
-    def query_rows(demonstrations: Sequence[int]) -> list[Row]:
+    def query_rows(demonstrations: Sequence[int | list[IdPair]]) -> list[Row]:
         layouts = [
             encoder.template.query(task=task, demonstrations=k)
             for task, k in zip(batch.tasks, demonstrations, strict=True)
@@ -103,73 +125,103 @@ def prepare(
     elif objective.taught and context_query is not None and context_passage is not None:
         teacher_NT = torch.cat([context_query, context_passage])
     shown = draw_demonstrations(batch, objective.demonstrations, rng) if objective.demonstrations else []
+    slots = [len(d) for d in shown]
+    texts: list[list[IdPair]] = [[(query_ids[j], passage_ids[j]) for j in d] for d in shown]
+    taught = query_rows(texts) if objective.text_distill_weight else []
     allowed_QP = torch.from_numpy(batch.allowed_QP).to(device)
     visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(device) if shown else allowed_QP
     return Passes(
         batch=batch,
-        query_rows=query_rows([0] * len(query_ids)),
+        query_rows=query_rows([0] * len(query_ids)) if soft or objective.contrast_without or objective.taught else [],
         passage_rows=[encoder.template.passage.row(ids) for ids in passage_ids],
-        demonstrated_rows=query_rows([len(d) for d in shown]) if shown else [],
+        demonstrated_rows=query_rows(slots if soft else texts) if shown else [],
+        teacher_rows=[row for row, k in zip(taught, slots, strict=False) if k],
         shown=shown,
+        soft_slots=soft,
         context_query=context_query,
         context_passage=context_passage,
         teacher_NT=teacher_NT,
         allowed_QP=allowed_QP,
         visible_QP=visible_QP,
         told_Q=~torch.from_numpy(batch.untold_Q).to(device),
-        shown_Q=torch.tensor([len(d) > 0 for d in shown], dtype=torch.bool, device=device),
+        shown_Q=torch.tensor(slots, device=device) > 0,
     )
+
+
+def _require_room(encoder: Encoder, objective: Objective, tasks: Sequence[str | None], *, max_length: int) -> None:
+    """Raise UserError where the longest texts would not fit; bge-en-icl's code would leave demonstrations out."""
+    text = range(max_length)
+    longest = max((task or "" for task in tasks), key=len)
+    layout = encoder.template.query(task=longest, demonstrations=[(text, text)] * objective.demonstrations)
+    tokens = len(layout) + max_length
+    if tokens > encoder.context_length:
+        raise UserError(
+            f"a query with {objective.demonstrations} demonstrations as texts of {max_length} tokens takes {tokens} "
+            f"tokens, and {encoder.name} reads {encoder.context_length}; lower objective.demonstrations or "
+            "data.max_length"
+        )
 
 
 def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int) -> Losses:
     """Encode both passes, `token_budget` tokens at a time, and compute their losses."""
-    query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget)
+    query_QE = None
+    if passes.query_rows:
+        query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget)
     passage_PE = embed(encoder, passes.passage_rows, passes.context_passage, token_budget=token_budget)
     demonstrated_QE = None
     if passes.demonstrated_rows:
-        sources = (query_QE.detach(), passage_PE.detach()) if objective.stop_gradient else (query_QE, passage_PE)
-        soft = passes.soft(*sources)
+        soft = passes.soft(query_QE, passage_PE, stop_gradient=objective.stop_gradient)
         rows, context = passes.demonstrated_rows, passes.context_query
         demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
+    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
     halves = encoder.config.pooling == "concat"
-    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
+    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
 
 
 def losses_of_vectors(
     passes: Passes,
-    query_QE: Tensor,
+    query_QE: Tensor | None,
     passage_PE: Tensor,
     demonstrated_QE: Tensor | None,
+    teacher_KE: Tensor | None,
     objective: Objective,
     *,
     halves: bool,
 ) -> Losses:
     """The losses of both passes, of their vectors alone. `halves`: vectors are a Contextual and an EOS half."""
-    scores_QP = query_QE @ passage_PE.T
-    loss_1, accuracy_1 = info_nce(scores_QP, passes.allowed_QP, passes.told_Q, objective)
-    if halves and objective.half_weight:
-        loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
-    total = objective.contrast_without * loss_1
+    total = passage_PE.new_zeros(())
+    loss_1, accuracy_1, distillation = None, None, None
+    if query_QE is not None:
+        loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, passes.allowed_QP, passes.told_Q, objective)
+        if halves and objective.half_weight:
+            loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
+        total = total + objective.contrast_without * loss_1
+        if passes.teacher_NT is not None:
+            distillation = distill(torch.cat([query_QE, passage_PE]), passes.teacher_NT, objective)
 
-    distillation = None
-    if passes.teacher_NT is not None:
-        distillation = distill(torch.cat([query_QE, passage_PE]), passes.teacher_NT, objective)
-
-    loss_2, accuracy_2 = None, None
+    loss_2, accuracy_2, text_distillation = None, None, None
     if demonstrated_QE is not None:
         told_Q = passes.told_Q | passes.shown_Q
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
         if halves and objective.half_weight:
             loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
         total = total + objective.contrast_with * loss_2
+        if teacher_KE is not None:
+            # The passages are the same for both: only the query is pulled.
+            scores_KP, teacher_KP = (
+                vectors_KE @ passage_PE.detach().T for vectors_KE in (demonstrated_QE[passes.shown_Q], teacher_KE)
+            )
+            text_distillation = imitate(scores_KP, teacher_KP, passes.visible_QP[passes.shown_Q], objective)
+            total = total + objective.text_distill_weight * text_distillation
     if not passes.batch.pairs:
         total = objective.label_weight * total
 
     return Losses(
         total if distillation is None else total + distillation,
-        without=loss_1.item() if accuracy_1 is not None else None,
+        without=loss_1.item() if loss_1 is not None and accuracy_1 is not None else None,
         with_demonstrations=loss_2.item() if loss_2 is not None and accuracy_2 is not None else None,
         distillation=distillation.item() if distillation is not None else None,
+        text_distillation=text_distillation.item() if text_distillation is not None else None,
         accuracy_without=accuracy_1,
         accuracy_with=accuracy_2,
         tokens=passes.tokens,
@@ -192,6 +244,16 @@ def embed(
     parts = [embed_group(encoder, rows, context_NC, soft, indices) for indices in groups]
     restore = torch.from_numpy(np.argsort(np.concatenate(groups))).to(parts[0].device)
     return torch.cat(parts)[restore]
+
+
+@torch.no_grad()
+def embed_teacher(encoder: Encoder, passes: Passes, *, token_budget: int) -> Tensor | None:
+    """(K, E) vectors of the queries with demonstrations, with these as texts; None where nobody learns from them."""
+    if not passes.teacher_rows:
+        return None
+    context_QC = passes.context_query
+    context_KC = context_QC[passes.shown_Q] if context_QC is not None else None
+    return embed(encoder, passes.teacher_rows, context_KC, token_budget=token_budget)
 
 
 def row_groups(rows: Sequence[Row], *, token_budget: int) -> list[np.ndarray]:
@@ -275,6 +337,15 @@ def halves_loss(
         for query_QH, passage_PH in zip(query_QE.chunk(2, dim=1), passage_PE.chunk(2, dim=1), strict=True)
     ]
     return objective.half_weight * torch.stack(losses).sum()
+
+
+def imitate(scores_KP: Tensor, teacher_KP: Tensor, allowed_KP: Tensor, objective: Objective) -> Tensor:
+    """KL divergence from a teacher's distribution over the passages of the batch, at `distill_temperature`."""
+    student, teacher = (
+        F.log_softmax((scores / objective.distill_temperature).masked_fill(~allowed_KP, -1e4), dim=1)
+        for scores in (scores_KP, teacher_KP)
+    )
+    return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
 def distill(vectors_NE: Tensor, teacher_NT: Tensor, objective: Objective) -> Tensor:

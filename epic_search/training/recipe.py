@@ -1,13 +1,18 @@
-"""Recipes: TOML files that say everything about a training run, checked before anything is loaded."""
+"""Recipes: TOML files that say everything about a training run, checked before anything is loaded.
+
+A recipe that begins with `extends = "FILE"` (beside it) says only what is different from that one: its tables are
+merged into the other's, key by key, and everything else, lists among it, takes the other's place.
+"""
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from epic_search.encoder.config import EncoderConfig, StrictModel, load_toml
+from epic_search.encoder.config import EncoderConfig, StrictModel, first_problem, read_toml
 from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
@@ -73,12 +78,16 @@ class Data(StrictModel):
 
 
 class Objective(StrictModel):
-    """The EPIC objective (arXiv 2605.01372): InfoNCE without and with soft demonstrations.
+    """The EPIC objective (arXiv 2605.01372): InfoNCE of queries without and with demonstrations.
 
-    `contrast_without` and `contrast_with` weigh these two. `distill_weight` adds a KL term towards the likenesses that
+    `demonstrations`: at most so many a query, drawn from none up; 0 trains without. `contrast_without` and
+    `contrast_with` weigh the two losses; with the first at 0, queries are trained with their demonstrations alone, none
+    among the draws, as in bge-en-icl (arXiv 2409.15700). `distill_weight` adds a KL term towards the likenesses that
     `teacher` sees between all texts of a batch at `distill_temperature`, `geometry_weight` the mean squared difference
     of the likenesses themselves. `teacher` is "contextual" (the frozen Contextual encoder), an encoder of ours, or
-    `st:` and a sentence-transformers model.
+    `st:` and a sentence-transformers model. `text_distill_weight` adds a KL term from the scores under soft
+    demonstrations towards the encoder's own under the same ones as texts, which costs a third pass over the queries
+    (xRAG trains its projector so, arXiv 2405.13792).
     `label_weight` scales the loss of label batches. `half_weight` adds, for pooling "concat", the losses of the
     Contextual and of the EOS half by themselves.
     """
@@ -91,6 +100,7 @@ class Objective(StrictModel):
     false_negative_margin: float | None = Field(0.1, ge=0)
     teacher: str = "contextual"
     distill_weight: float = Field(0.0, ge=0)
+    text_distill_weight: float = Field(0.0, ge=0)
     distill_temperature: float = Field(0.05, gt=0)
     geometry_weight: float = Field(0.0, ge=0)
     label_weight: float = Field(1.0, gt=0)
@@ -100,6 +110,17 @@ class Objective(StrictModel):
     def taught(self) -> bool:
         """Whether the loss asks a teacher."""
         return self.distill_weight > 0 or self.geometry_weight > 0
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> "Objective":
+        contrast = self.contrast_without + (self.contrast_with if self.demonstrations else 0.0)
+        if not contrast and not self.taught:
+            raise ValueError(
+                "nothing is trained: contrast_without is 0 and so is demonstrations or contrast_with; raise one of them"
+            )
+        if not self.demonstrations and self.text_distill_weight:
+            raise ValueError("text_distill_weight is about demonstrations, and demonstrations is 0; raise it")
+        return self
 
 
 class Optimizer(StrictModel):
@@ -153,9 +174,59 @@ class Recipe(StrictModel):
         return self
 
 
+def require_soft(objective: Objective, encoder: EncoderConfig) -> None:
+    """Raise UserError where a text encoder is to learn from text demonstrations what it is trained on anyway."""
+    if objective.text_distill_weight and encoder.demonstrations != "soft":
+        raise UserError(
+            "objective.text_distill_weight teaches soft demonstrations, and the demonstrations of this encoder are "
+            f"'{encoder.demonstrations}'; take it out, or train an encoder whose demonstrations are 'soft'"
+        )
+
+
 def load(path: Path) -> Recipe:
-    """Read and check a recipe; raises UserError with the place of the first mistake."""
-    return load_toml(path, Recipe, what="recipe")
+    """Read and check a recipe; raises UserError with the file and the place of the first mistake."""
+    files = _chain(path)
+    recipe: dict[str, Any] = {}
+    for table in reversed(files.values()):
+        recipe = _merged(recipe, table)
+    try:
+        return Recipe.model_validate(recipe)
+    except ValidationError as error:
+        place = error.errors()[0]["loc"]
+        guilty = max(files, key=lambda file: _known(files[file], place))
+        raise UserError(f"the recipe {guilty} is wrong at {first_problem(error)}") from error
+
+
+def _chain(path: Path) -> dict[Path, dict[str, Any]]:
+    """A recipe and those it extends, nearest first, without the key that says so."""
+    files = {path: read_toml(path, what="recipe")}
+    while (base := files[path].pop("extends", None)) is not None:
+        if not isinstance(base, str) or not (path.parent / base).is_file():
+            raise UserError(f"the recipe {path} extends {base!r}, which is no file in {path.parent}; name one there")
+        path = path.parent / base
+        if path.resolve() in map(Path.resolve, files):
+            raise UserError(f"a recipe cannot extend itself: {' -> '.join(map(str, [*files, path]))}")
+        files[path] = read_toml(path, what="recipe")
+    return files
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    tables = {
+        key: _merged(base[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | changes | tables
+
+
+def _known(table: Any, place: Sequence[str | int]) -> int:
+    """How many steps of the way to a place exist in a file."""
+    for taken, step in enumerate(place):
+        try:
+            table = table[step]
+        except (KeyError, IndexError, TypeError):
+            return taken
+    return len(place)
 
 
 def expand(patterns: str | list[str]) -> list[Path]:

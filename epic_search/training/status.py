@@ -32,6 +32,7 @@ TRENDS = (
     "without",
     "with_demonstrations",
     "distillation",
+    "text_distillation",
     "accuracy_without",
     "accuracy_with",
     "gradient_norm",

@@ -23,7 +23,7 @@ from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
 from epic_search.training.objective import epic_losses, prepare
-from epic_search.training.recipe import CONTEXTUAL, Optimizer, Recipe
+from epic_search.training.recipe import CONTEXTUAL, Optimizer, Recipe, require_soft
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import LOG, RECIPE, RESULT, save_heldout
 from epic_search.training.teachers import Teacher, find_teacher
@@ -45,6 +45,7 @@ class StepReport:
     without: float | None
     with_demonstrations: float | None
     distillation: float | None
+    text_distillation: float | None
     accuracy_without: float | None
     accuracy_with: float | None
     gradient_norm: float
@@ -87,6 +88,7 @@ def train(
 
     state = latest_state(out)
     config, start = _origin(recipe)
+    require_soft(recipe.objective, config)
     torch.manual_seed(recipe.seed)
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)
@@ -203,6 +205,7 @@ def _step(
         "without": losses.without,
         "with_demonstrations": losses.with_demonstrations,
         "distillation": losses.distillation,
+        "text_distillation": losses.text_distillation,
         "accuracy_without": losses.accuracy_without,
         "accuracy_with": losses.accuracy_with,
         "gradient_norm": norm.item(),

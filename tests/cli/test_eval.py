@@ -104,7 +104,7 @@ def test_json_and_a_second_run(run: Run, sts: Path, tiny: str) -> None:
     assert (answer["folder"], answer["failures"]) == ("out", [])
     assert len(answer["results"]) == 1 + 3 * 2
     assert [list(result) for result in answer["results"]] == [
-        ["model", "task", "kind", "demos", "seed", "control", "score"]
+        ["model", "task", "kind", "demos", "seed", "control", "demos_kind", "score"]
     ] * 7
     assert {(result["demos"], result["seed"], result["control"]) for result in answer["results"]} == {
         (0, None, None),
@@ -119,6 +119,20 @@ def test_overwrite_and_all_controls(run: Run, sts: Path, tiny: str) -> None:
     run("eval", sts, "-m", tiny, "-o", "out")
     again = run("eval", sts, "-m", tiny, "-o", "out", "--demos", "0,2", "--demos-control", "all", "--overwrite").stderr
     assert again.count("tiny on alike, ") == 5 and "(already there)" not in again
+
+
+def test_texts_instead_of_soft_tokens(run: Run, sts: Path, tiny: str, tmp_path: Path) -> None:
+    arguments = ["eval", sts, "-m", tiny, "-o", "out", "--demos", "2", "--demos-kind", "text"]
+    result = run(*arguments, "--demos-control", "all", "--json")
+    assert "no random demonstrations for tiny: they are vectors, and these are texts" in result.stderr
+    found = json.loads(result.stdout)["results"]
+    assert [(row["control"], row["demos_kind"]) for row in found] == [
+        (None, "text"),
+        ("shuffled", "text"),
+        ("wrong-task", "text"),
+    ]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "tiny@2 (as text)" in report and "no random demonstrations for tiny" in report
 
 
 def test_options_reach_the_encoder(run: Run, sts: Path, tiny: str) -> None:
@@ -180,6 +194,7 @@ def test_mistakes_in_comparing(run: Run, sts: Path, tiny: str, tmp_path: Path) -
         (["--demos", "0,,4"], "--demos '0,,4' is not a list"),
         (["--demos=-1"], "--demos '-1': the numbers must be from 0 to 10,000"),
         (["--seeds", "x"], "--seeds 'x' is not a list"),
+        (["--demos-kind", "text"], "--demos-kind text needs a number of demonstrations; add --demos 4"),
         (["--demos-control", "shuffled"], "--demos-control needs demonstrations; add --demos 4"),
         (
             ["--demos", "4", "--demos-control", "sorted"],

@@ -167,3 +167,16 @@ def test_an_empty_file(run: Run, corpus: Path, tiny_encoder_folder: Path) -> Non
 )
 def test_default_name(file: str, name: str) -> None:
     assert default_name(Path(file)) == name
+
+
+def test_an_encoder_that_reads_texts(run: Run, corpus: Path, tiny_text_folder: Path, tmp_path: Path) -> None:
+    """Demonstrations are stored with the index and replaced for a query, as with soft tokens."""
+    demos = tmp_path / "demos.jsonl"
+    demos.write_text(json.dumps(DEMONSTRATION) + "\n")
+    run("index", corpus, "--encoder", tiny_text_folder, "--demos", demos, "--task", TASK)
+    stored, without = scores(run), scores(run, "--no-demos")
+    assert stored != without
+    assert scores(run, "--demos", demos) == stored
+    demos.write_text(json.dumps({"query": "q", "passage": "p" * 65}) + "\n")
+    said = run("query", "a question", "--demos", demos, code=2).stderr
+    assert "the passage of demonstration 1 takes 65 tokens, and tiny-text reads 64" in " ".join(said.split())

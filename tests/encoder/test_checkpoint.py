@@ -10,7 +10,7 @@ import torch
 
 from epic_search.encoder import Encoder, Prompt
 from epic_search.encoder.backbone import add_lora, load_backbone, merge_lora
-from epic_search.encoder.checkpoint import find
+from epic_search.encoder.checkpoint import find, registry
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
 
@@ -68,6 +68,12 @@ def test_fingerprint_follows_weights_and_configuration(tiny_encoder_folder: Path
     state = load_file(copy / "lora" / "adapter_model.safetensors")
     save_file({name: value + 1e-3 for name, value in state.items()}, copy / "lora" / "adapter_model.safetensors")
     assert find(str(copy)).fingerprint() != original
+
+
+def test_keys_that_came_later_change_no_older_fingerprint() -> None:
+    """The fingerprint is over all keys: a new one must be left out where it says what was so before it."""
+    folder = registry()["epic-mini"]
+    assert EncoderConfig.load(folder).model_dump(mode="json") == json.loads((folder / "encoder.json").read_text())
 
 
 def test_a_plain_language_model_is_an_encoder(tiny_backbone_folder: Path) -> None:
@@ -128,7 +134,7 @@ def test_a_bidirectional_model_is_no_backbone(tiny_contextual_folder: Path) -> N
 
 def test_a_contextual_encoder_must_be_bert(tiny_config: EncoderConfig, tiny_backbone_folder: Path) -> None:
     contextual = tiny_config.contextual.model_copy(update={"encoder": str(tiny_backbone_folder)})
-    with pytest.raises(UserError, match="holds a llama model; a Contextual encoder must be a BERT model"):
+    with pytest.raises(UserError, match="holds a llama model; a Contextual encoder must be a BERT or an MPNet model"):
         Encoder.create(tiny_config.model_copy(update={"contextual": contextual}), device="cpu")
 
 

@@ -126,12 +126,12 @@ def test_a_plain_encoder_needs_sentence_transformers_alone(plain_folder: Path, t
     assert "With sentence-transformers alone" in (made.folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["contextual", "mean"])
+@pytest.mark.parametrize("kind", ["contextual", "mean", "text demonstrations"])
 def test_other_encoders_bring_their_module(
-    kind: str, tiny_config: EncoderConfig, tiny_encoder_folder: Path, tmp_path: Path
+    kind: str, tiny_config: EncoderConfig, tiny_encoder_folder: Path, tiny_text_folder: Path, tmp_path: Path
 ) -> None:
     st = pytest.importorskip("sentence_transformers")
-    folder = tiny_encoder_folder
+    folder = tiny_text_folder if kind == "text demonstrations" else tiny_encoder_folder
     if kind == "mean":
         folder = _trained(tiny_config, tmp_path / "mean", pooling="mean")
     made = export(folder, out=tmp_path / "st", format="sentence-transformers")

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("mteb")
 
 from epic_search.encoder import Encoder
+from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation import demonstrations
 from epic_search.evaluation.demonstrations import (
@@ -44,8 +45,16 @@ def pool(count: int, *, classes: int = 0) -> Pool:
     return Pool(tuple(Pair(f"query {i}", f"passage {i}", label) for i, label in enumerate(labels)), "a test")
 
 
-def shown(encoder: Encoder, pool: Pool | None, *, k: int = 3, seed: int = 0, control: Control | None = None) -> Any:
-    return make_prompt(encoder, instruction=INSTRUCTION, pool=pool, k=k, seed=seed, control=control)
+def shown(
+    encoder: Encoder,
+    pool: Pool | None,
+    *,
+    k: int = 3,
+    seed: int = 0,
+    control: Control | None = None,
+    kind: DemonstrationKind | None = None,
+) -> Any:
+    return make_prompt(encoder, instruction=INSTRUCTION, pool=pool, k=k, seed=seed, control=control, kind=kind)
 
 
 def texts(prompt: Any) -> list[tuple[str, str]]:
@@ -277,3 +286,18 @@ def test_random_is_unit_vectors_in_the_place_of_demonstrations(tiny_encoder: Enc
     [under_noise_E] = tiny_encoder.encode_queries(["q"], prompt=noise)
     [under_true_E] = tiny_encoder.encode_queries(["q"], prompt=true)
     assert not np.array_equal(under_noise_E, under_true_E)
+
+
+@pytest.mark.parametrize("control", [None, "shuffled", "wrong-task"])
+def test_texts_show_what_soft_demonstrations_show(tiny_encoder: Encoder, control: Control | None) -> None:
+    soft = shown(tiny_encoder, pool(10), k=2, control=control)
+    text = shown(tiny_encoder, pool(10), k=2, control=control, kind="text")
+    assert texts(text) == texts(soft)
+    assert (soft.kind, text.kind) == ("soft", "text")
+
+
+def test_texts_have_no_random_control(tiny_encoder: Encoder, tiny_text_folder: Path) -> None:
+    trained_on_texts = Encoder.load(tiny_text_folder, device="cpu", dtype="float32")
+    for encoder, kind in ((tiny_encoder, "text"), (trained_on_texts, None)):
+        with pytest.raises(UserError, match="text demonstrations have no vectors; leave this control out"):
+            shown(encoder, pool(10), control="random", kind=kind)  # type: ignore[arg-type]

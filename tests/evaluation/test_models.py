@@ -38,7 +38,7 @@ def bind(model: Any, work: Path = Path()) -> Any:
 
 def test_an_encoder_by_its_folder(tiny_encoder_folder: Path, tiny_encoder: Any) -> None:
     model = find(str(tiny_encoder_folder))
-    assert (model.label, model.name, model.takes_prompts) == ("tiny", "local/tiny", True)
+    assert (model.label, model.name, model.demos_kind) == ("tiny", "local/tiny", "soft")
     assert tiny_encoder.fingerprint.startswith(model.revision) and len(model.revision) == 16
     assert "encoder" not in vars(model), "finding a model loads no weights"
     renamed = find(f"mine={tiny_encoder_folder}")
@@ -58,7 +58,7 @@ def test_other_weights_are_another_revision(tiny_encoder_folder: Path, tmp_path:
 
 def test_a_sentence_transformers_model_by_its_folder(sentence_transformer_folder: Path, tmp_path: Path) -> None:
     model = find(f"st:{sentence_transformer_folder}")
-    assert (model.label, model.name, model.takes_prompts) == ("tiny-peer", "local/tiny-peer", False)
+    assert (model.label, model.name, model.demos_kind) == ("tiny-peer", "local/tiny-peer", None)
     assert "model" not in vars(model), "finding a model loads no weights"
     assert find(f"peer=st:{sentence_transformer_folder}").label == "peer"
     copy = shutil.copytree(sentence_transformer_folder, tmp_path / "copy")

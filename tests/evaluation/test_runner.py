@@ -97,6 +97,7 @@ def test_the_block_is_complete(evaluate: Evaluate, sts: EvalTask, out: Path, tin
         "seed": 7,
         "source": "training split",
         "classes": None,
+        "kind": "soft",
     }
     cost = block["cost"]
     assert (cost["queries"], cost["texts"]) == (32, 32)
@@ -121,6 +122,7 @@ def test_plain_results_name_no_demonstrations(evaluate: Evaluate, sts: EvalTask,
         "seed": None,
         "source": None,
         "classes": None,
+        "kind": None,
     }
 
 
@@ -171,6 +173,43 @@ def test_conditions_are_run_once_each(evaluate: Evaluate, sts: EvalTask, out: Pa
     ]
     assert ran.states == ["done"] * 9
     assert len({result.score for result in read_results(out)}) > 5
+
+
+def test_an_encoder_trained_on_texts_is_run_like_any_other(
+    evaluate: Evaluate, sts: EvalTask, data: Data, tiny_model: EncoderModel, tiny_text_folder: Path, out: Path
+) -> None:
+    text_model = find_model(f"text={tiny_text_folder}", settings=Settings(device="cpu"))
+    retrieval = folder_task(data("retrieval", test=6, train=6))
+    ran = evaluate(sts, retrieval, models=[tiny_model, text_model], demos=[0, 2], controls=CONTROLS)
+    assert ran.states == ["done"] * (2 * 5 + 2 * 4), ran.report.failures
+    by_label = {(result.label, result.task): result for result in read_results(out)}
+    assert {label for label, _ in by_label if label.startswith("text")} == {
+        "text",
+        "text@2",
+        "text@2-shuffled",
+        "text@2-wrong-task",
+    }, "there are no random vectors in the place of texts"
+    for task in ("sts", "retrieval"):
+        soft, text, none = (by_label[label, task] for label in ("tiny@2", "text@2", "text"))
+        assert (soft.prompt["kind"], text.prompt["kind"], none.prompt["kind"]) == ("soft", "text", None)
+        assert text.prompt["demonstrations"] == soft.prompt["demonstrations"]
+        assert soft.cost["query_tokens"] is not None
+        letters = sum(len(part.encode()) for pair in text.prompt["demonstrations"] for part in pair)
+        assert text.cost["query_tokens"] == pytest.approx(soft.cost["query_tokens"] - 4 + letters), "a byte is a token"
+
+
+def test_a_soft_encoder_is_run_on_texts_when_asked(evaluate: Evaluate, sts: EvalTask, out: Path) -> None:
+    evaluate(sts, demos=[0, 2])
+    again = evaluate(sts, demos=[0, 2], controls=["random"], demos_kind="text")
+    assert again.jobs == [
+        ("kept", "tiny", "sts", "no demonstrations"),
+        ("done", "tiny", "sts", "2 text demonstrations, seed 0"),
+    ]
+    assert evaluate(sts, demos=[2], demos_kind="soft").states == ["kept"], "that is what it was trained to read"
+    plain, soft, text = sorted(read_results(out), key=lambda result: result.label)
+    assert [result.label for result in (plain, soft, text)] == ["tiny", "tiny@2", "tiny@2 (as text)"]
+    assert (soft.prompt["kind"], text.prompt["kind"]) == ("soft", "text")
+    assert soft.score != text.score
 
 
 def test_a_model_without_prompts_is_run_once_and_only_on_what_it_does(

@@ -41,6 +41,9 @@ def gradients(
         {"demonstrations": 5},
         {"demonstrations": 5, "stop_gradient": True},
         {"demonstrations": 3, "distill_weight": 1.0, "half_weight": 0.5},
+        {"demonstrations": 5, "contrast_without": 0.0},
+        {"demonstrations": 5, "contrast_without": 0.0, "stop_gradient": True},
+        {"demonstrations": 2, "text_distill_weight": 1.0},
     ],
 )
 @pytest.mark.parametrize("budget", [64, 4096])
@@ -53,6 +56,18 @@ def test_gradients_are_those_of_the_plain_path(encoder: Encoder, settings: dict[
         torch.testing.assert_close(
             cached[name], gradient, rtol=2e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("contrast_without", [1.0, 0.0])
+def test_gradients_under_text_demonstrations(text_encoder: Encoder, contrast_without: float) -> None:
+    """Their texts are tokens like others: no gradient goes through them to other vectors."""
+    settings = {"demonstrations": 2, "contrast_without": contrast_without}
+    plain_loss, plain = gradients(text_encoder, cached=False, budget=4096, **settings)
+    cached_loss, cached = gradients(text_encoder, cached=True, budget=64, **settings)
+    assert cached_loss == pytest.approx(plain_loss, abs=1e-4)
+    assert cached.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=2e-3, atol=2e-5)
 
 
 def test_only_one_group_has_its_activations_in_memory(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
