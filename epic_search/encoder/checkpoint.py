@@ -55,6 +55,11 @@ class Checkpoint:
         folder = self.folder / LORA_FOLDER if self.folder else None
         return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
 
+    @property
+    def holds_backbone(self) -> bool:
+        """Whether the backbone's weights lie in this checkpoint itself: trained in full, or merged."""
+        return self.folder is not None and self.backbone.is_relative_to(self.folder.resolve())
+
     def capped(self, max_length: int | None) -> "Checkpoint":
         """The same encoder reading at most `max_length` tokens of a text, with its Contextual encoder; None: itself."""
         if max_length is None:

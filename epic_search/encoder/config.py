@@ -16,9 +16,14 @@ FORMAT = 1
 CONFIG_FILE = "encoder.json"
 PROJECTORS_FILE = "projectors.safetensors"
 LORA_FOLDER = "lora"
+BACKBONE_FOLDER, CONTEXTUAL_FOLDER = "backbone", "contextual"  # of checkpoints that hold these weights themselves
 # The names of peft, so that its tools read the folder too.
 LORA_WEIGHTS = "adapter_model.safetensors"
 LORA_CONFIG = "adapter_config.json"
+
+
+TrainedBackbone = Literal["frozen", "layers", "all"]
+"""Which of a backbone's own weights are trained: none, all but the token embeddings, or all."""
 
 
 class StrictModel(BaseModel):

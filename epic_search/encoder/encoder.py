@@ -5,23 +5,36 @@ Everything that needs a vector (command line, training, evaluation, index) goes 
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.backbone import Choice, add_lora, choose_layout, load_backbone, merge_lora, save_lora
+from epic_search.encoder.backbone import (
+    Choice,
+    add_lora,
+    choose_layout,
+    load_backbone,
+    merge_lora,
+    save_lora,
+    save_model,
+    train_all,
+)
 from epic_search.encoder.batching import batches, token_budget
-from epic_search.encoder.checkpoint import Checkpoint
-from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
+from epic_search.encoder.checkpoint import OWN, Checkpoint
+from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.contextual import ContextualEncoder
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import Demonstration, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -94,18 +107,29 @@ class Encoder:
         start: Path | None = None,
         device: Device = "auto",
         dtype: torch.dtype = torch.float32,
+        backbone: TrainedBackbone = "frozen",
     ) -> "Encoder":
         """A trainable encoder: fresh LoRA layers and projectors, or those of the checkpoint folder `start`.
 
-        Only LoRA layers and projectors require gradients, and they are float32; `dtype` is that of the frozen weights.
+        Of a frozen backbone, only LoRA layers and projectors require gradients. Of another, its own weights do, with
+        the LoRA weights of `start` merged into them. What is trained is float32; `dtype` is that of the frozen weights
+        and of the products.
         """
         found = checkpoints.of_config(config, reference=config.name, folder=start)
         where = choose_device(device)
         # Its vectors change with every step, so none of them may meet another's.
         fingerprint = f"in-training-{uuid.uuid4().hex}"
-        encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
-        if config.lora is not None:
-            add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+        if backbone == "frozen":
+            encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
+            if config.lora is not None:
+                add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+        else:
+            weights = _own_backbone(found)
+            train_all(weights, embeddings=backbone == "all")
+            model = build_model(found, dtype=dtype, backbone=weights)
+            own = {"backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
+            found = replace(found, config=config.model_copy(update=own))
+            encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
         return encoder
@@ -122,6 +146,8 @@ class Encoder:
             lora = folder / LORA_FOLDER
             lora.mkdir(exist_ok=True)
             save_lora(self.model.backbone, self.config.lora, lora, base=self.config.backbone)
+        if self.config.backbone == OWN + BACKBONE_FOLDER:
+            save_model(self.model.backbone, folder / BACKBONE_FOLDER, source=self.checkpoint.backbone)
 
     def projectors(self) -> dict[str, Tensor]:
         """The tensors of the projectors, by their name in `projectors.safetensors`."""
@@ -251,13 +277,15 @@ class Encoder:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def build_model(found: Checkpoint, *, dtype: torch.dtype) -> EncoderModel:
+def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
     """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
 
-    The projectors stay in float32: they are small, and rounding there would reach every token.
+    The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that
+    is loaded already.
     """
     config = found.config
-    backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
+    if backbone is None:
+        backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
     contextual = None
     if found.contextual is not None and config.contextual is not None:
         contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
@@ -265,6 +293,21 @@ def build_model(found: Checkpoint, *, dtype: torch.dtype) -> EncoderModel:
     if found.folder is not None:
         _load_projectors(model, found.folder / PROJECTORS_FILE)
     return model
+
+
+def _own_backbone(found: Checkpoint) -> "PreTrainedModel":
+    """The weights of a checkpoint's backbone in float32, with LoRA weights merged.
+
+    A checkpoint that holds them itself may be one of a run, which is deleted after the next: found.backbone is then
+    what the run began with, and all else (the tokenizer) is read there.
+    """
+    folder = found.folder / BACKBONE_FOLDER if found.folder else None
+    if folder is not None and folder.is_dir():
+        return load_backbone(folder, layers=None, dtype=torch.float32)
+    backbone = load_backbone(found.backbone, layers=found.config.layers, dtype=torch.float32)
+    if found.lora is not None:
+        merge_lora(backbone, found.lora)
+    return backbone
 
 
 def _load_projectors(model: EncoderModel, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from epic_search.encoder.config import EncoderConfig, StrictModel, load_toml
+from epic_search.encoder.config import EncoderConfig, StrictModel, TrainedBackbone, load_toml
 from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
@@ -109,6 +109,16 @@ class Optimizer(StrictModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     token_budget: int = Field(8192, ge=64)
     gradient_cache: bool = False
+    backbone: TrainedBackbone = Field(
+        "frozen",
+        description=(
+            "Which of the backbone's own weights are trained. 'frozen': none, only the LoRA layers (where there is an "
+            "[encoder.lora] table) and the projectors, so that a checkpoint is small and the language model cannot be "
+            "spoilt. 'layers': all but the token embeddings, which few tokens of a small data set would move apart "
+            "from the rest. 'all': all. Trained weights are kept in float32 and take 16 bytes each with gradient and "
+            "AdamW's two averages, and learning_rate should be about a tenth of what suits LoRA (2e-5, not 2e-4)."
+        ),
+    )
 
 
 class Recipe(StrictModel):
@@ -127,6 +137,15 @@ class Recipe(StrictModel):
     def _one_beginning(self) -> "Recipe":
         if (self.start is None) == (self.encoder is None):
             raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> "Recipe":
+        if self.optimizer.backbone != "frozen" and self.encoder is not None and self.encoder.lora is not None:
+            raise ValueError(
+                f"optimizer.backbone = '{self.optimizer.backbone}' trains the weights that [encoder.lora] would add "
+                "to; leave out one of them"
+            )
         return self
 
 

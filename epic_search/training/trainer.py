@@ -90,10 +90,11 @@ def train(
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
-    encoder = Encoder.create(config, start=state or start, device=device, dtype=DTYPES[precision.value])
+    dtype = DTYPES[precision.value]
+    encoder = Encoder.create(config, start=state or start, device=device, dtype=dtype, backbone=settings.backbone)
+    optimizer = make_optimizer(encoder, settings)
     # Only now, so that a mistake in the recipe leaves nothing behind.
     _begin_run(recipe, out)
-    optimizer = make_optimizer(encoder, settings)
     progress = Progress()
     if state is not None:
         progress = load_state(state, optimizer)
@@ -114,16 +115,25 @@ def train(
 
 
 def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over what requires gradients: LoRA layers at one learning rate, projectors at another."""
+    """AdamW over what requires gradients: LoRA layers or the backbone at one learning rate, projectors at another.
+
+    Raises UserError when nothing does.
+    """
     projectors = [*encoder.model.soft_tokens.parameters()]
     if encoder.model.context_projector is not None:
         projectors += encoder.model.context_projector.parameters()
-    lora = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
+    backbone = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
     groups = [
-        {"params": lora, "peak": settings.learning_rate},
+        {"params": backbone, "peak": settings.learning_rate},
         {"params": projectors, "peak": settings.projector_learning_rate},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=settings.weight_decay)
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise UserError(
+            "the recipe trains nothing: add an [encoder.lora] table or a projector that learns ('linear' or 'mlp'), "
+            "or set optimizer.backbone = 'layers'"
+        )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
 
 
 def rate_factor(step: int, settings: Optimizer) -> float:
