@@ -93,6 +93,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    dim: options.Dim = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -131,7 +132,7 @@ def run(
             file_pool(PairFile(pairs))  # what is wrong with it is told now, not after the first task
 
         notes: list[str] = []
-        settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
+        settings = Settings(search=search, max_length=max_length, dim=dim, device=device, dtype=dtype)
         plan = Plan(
             tasks=find_tasks(tasks, say=notes.append),
             models=[find_model(model, settings=settings) for model in dict.fromkeys(models)],

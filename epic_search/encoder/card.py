@@ -49,9 +49,8 @@ _TYPICAL_USE = (
 def _description(found: Checkpoint, format: str) -> str:
     from epic_search.encoder.backbone import read_config
 
-    config, backbone = found.config, read_config(found.backbone)
-    width = backbone.hidden_size * (2 if config.pooling == "concat" else 1)
-    used = backbone.num_hidden_layers if found.holds_backbone else config.layers
+    config = found.config
+    used = read_config(found.backbone).num_hidden_layers if found.holds_backbone else config.layers
     layers = "all layers" if used is None else f"the first {used} layers"
     pooled = {
         "last": "the last hidden state of the end-of-sequence token",
@@ -63,14 +62,21 @@ def _description(found: Checkpoint, format: str) -> str:
         if config.contextual
         else ""
     )
+    cuts = (
+        f" They can be cut to their first {' or '.join(f'{width:,}' for width in config.matryoshka)} dimensions and "
+        "brought to unit length again."
+        if config.matryoshka
+        else ""
+    )
     holds = {
         "merged": "This folder holds all of it in float32, with LoRA weights merged, and needs no other weights.",
         "adapter": "This folder holds what was trained; the weights of the models named below come from elsewhere.",
         "sentence-transformers": "This folder holds all of it in float32, with LoRA weights merged.",
     }[format]
     return (
-        f"A text encoder made with epic-search from {_name(_base(found))} ({layers}). Vectors have {width:,} "
-        f"dimensions and unit length: {pooled}. Texts are read up to {config.max_length:,} tokens.{context} {holds}"
+        f"A text encoder made with epic-search from {_name(_base(found))} ({layers}). Vectors have "
+        f"{found.width:,} dimensions and unit length: {pooled}.{cuts} Texts are read up to {config.max_length:,} "
+        f"tokens.{context} {holds}"
     )
 
 

@@ -70,6 +70,29 @@ class Checkpoint:
             changes["contextual"] = self.config.contextual.model_copy(update={"max_length": shorter})
         return replace(self, config=self.config.model_copy(update=changes))
 
+    @property
+    def width(self) -> int:
+        """Dimensions of a whole vector."""
+        from epic_search.encoder.backbone import read_config
+
+        hidden: int = read_config(self.backbone).hidden_size
+        return 2 * hidden if self.config.pooling == "concat" else hidden
+
+    def truncated(self, dim: int | None) -> "Checkpoint":
+        """The same encoder with vectors cut to their first `dim` dimensions; None: itself.
+
+        Raises UserError for more dimensions than there are, and for a width that it was not trained for.
+        """
+        if dim is None:
+            return self
+        widths = [*(self.config.matryoshka or []), self.width]
+        if dim not in widths:
+            raise UserError(
+                f"'{self.config.name}' was trained for vectors of {' or '.join(map(str, widths))} dimensions, and "
+                f"{dim} were asked for; ask for one of these (objective.matryoshka in a recipe trains others)"
+            )
+        return replace(self, config=self.config.model_copy(update={"dim": dim if dim < self.width else None}))
+
     def fingerprint(self) -> str:
         """32 hex digits over the configuration, the template and every byte of weights and tokenizers.
 

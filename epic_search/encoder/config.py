@@ -6,9 +6,9 @@ Together with the digests of the weights it makes the fingerprint (see `checkpoi
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from epic_search.errors import UserError
 
@@ -24,6 +24,11 @@ LORA_CONFIG = "adapter_config.json"
 
 TrainedBackbone = Literal["frozen", "layers", "all"]
 """Which of a backbone's own weights are trained: none, all but the token embeddings, or all."""
+
+
+Widths = Annotated[
+    list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(lambda widths: sorted(set(widths)))
+]
 
 
 class StrictModel(BaseModel):
@@ -68,6 +73,8 @@ class EncoderConfig(StrictModel):
     `max_length` bounds the tokens of a text itself; prompts come on top and are never cut.
     `pooling`: last hidden state of the EOS token ("last"), mean over the text's tokens ("mean"), or Contextual and EOS
     states concatenated ("concat", Causal2Vec: twice the backbone's width).
+    `matryoshka`: widths, besides the whole, that vectors were trained to be cut to (see `matryoshka.py`); `dim`: the
+    one they are cut to.
     """
 
     format: int = FORMAT
@@ -79,6 +86,9 @@ class EncoderConfig(StrictModel):
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
+    # Left out where they say nothing: encoders from before them keep their fingerprint.
+    matryoshka: Widths | None = Field(None, exclude_if=lambda widths: widths is None)
+    dim: int | None = Field(None, ge=2, exclude_if=lambda dim: dim is None)
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":

@@ -28,6 +28,7 @@ from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.contextual import ContextualEncoder
+from epic_search.encoder.matryoshka import truncate, turns
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import Demonstration, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
@@ -57,7 +58,7 @@ class Encoder:
         self.fingerprint = fingerprint
         self.model = model
         self.dtype = dtype
-        self.dim = model.dim
+        self.dim = checkpoint.config.dim or model.dim
         self._tokenizer = load_tokenizer(checkpoint.backbone)
         config = model.backbone.config
         eos_id = _first_id(config.eos_token_id)
@@ -81,13 +82,15 @@ class Encoder:
         device: Device = "auto",
         dtype: Dtype = "auto",
         max_length: int | None = None,
+        dim: int | None = None,
     ) -> "Encoder":
         """An encoder for inference, by registry name, folder or hub id, with its LoRA weights merged.
 
-        `max_length` makes it read fewer tokens of a text than it could, which makes it another encoder. Raises
-        UserError when the reference leads to no loadable encoder or the device is not there.
+        `max_length` makes it read fewer tokens of a text than it could, `dim` makes vectors of fewer dimensions, and
+        either makes it another encoder. Raises UserError when the reference leads to no loadable encoder, when it was
+        not trained for `dim`, and when the device is not there.
         """
-        found = checkpoints.find(str(reference)).capped(max_length)
+        found = checkpoints.find(str(reference)).capped(max_length).truncated(dim)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         weights = DTYPES[precision.value]
@@ -130,6 +133,7 @@ class Encoder:
             own = {"backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
             found = replace(found, config=config.model_copy(update=own))
             encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
+        _prepare_truncation(encoder, start)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
         return encoder
@@ -170,7 +174,7 @@ class Encoder:
         Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
         with the number of texts done since its last call. Raises UserError for a vector that is not finite.
         """
-        return self._encode(texts, self.template.passage, self._no_slots(), progress)
+        return self._encode(texts, self.template.passage, self._no_slots(), progress=progress, dim=self.dim)
 
     def encode_queries(
         self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
@@ -186,11 +190,13 @@ class Encoder:
                 f"({self.fingerprint[:12]}); make the prompt anew with this encoder's prompt()"
             )
         layout = self.template.query(task=prompt.task, demonstrations=len(prompt.demonstrations))
-        return self._encode(texts, layout, torch.from_numpy(prompt.vectors_SE).to(self.device), progress)
+        soft_SE = torch.from_numpy(prompt.vectors_SE).to(self.device)
+        return self._encode(texts, layout, soft_SE, progress=progress, dim=self.dim)
 
     def prompt(self, *, task: str | None = None, demonstrations: Sequence[Demonstration] = ()) -> Prompt:
         """A prompt with its demonstrations' vectors: queries encoded under the task alone, passages plainly.
 
+        These vectors are whole, also where the encoder's are cut to fewer dimensions: the soft tokens are made of all.
         Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
         when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
         """
@@ -203,13 +209,14 @@ class Encoder:
                 f"the prompt takes {len(layout)} tokens and a query up to {self.config.max_length}, together more than "
                 f"the {context} that {self.name} reads; {remedy if demonstrations else 'shorten the task'}"
             )
-        empty = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint)
+        whole = self.model.dim
         if not demonstrations:
-            return empty
+            return Prompt(task, (), np.empty((0, whole), dtype=np.float32), self.fingerprint)
         self._check_demonstrations(demonstrations)
-        queries_KE = self.encode_queries([d.query for d in demonstrations], prompt=empty)
-        passages_KE = self.encode_passages([d.passage for d in demonstrations])
-        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
+        plain, none = self.template.query(task=task, demonstrations=0), self._no_slots()
+        queries_KE = self._encode([d.query for d in demonstrations], plain, none, dim=whole)
+        passages_KE = self._encode([d.passage for d in demonstrations], self.template.passage, none, dim=whole)
+        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, whole)
         return Prompt(task, tuple(demonstrations), vectors_SE, self.fingerprint)
 
     def split(self, texts: Sequence[str], *, titles: Sequence[str] | None = None) -> list[list[str]]:
@@ -237,8 +244,10 @@ class Encoder:
         return self.model.contextual.encode(texts) if self.model.contextual is not None else None
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, progress: Progress | None) -> np.ndarray:
-        out_NE = np.empty((len(texts), self.dim), dtype=np.float32)
+    def _encode(
+        self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, *, dim: int, progress: Progress | None = None
+    ) -> np.ndarray:
+        out_NE = np.empty((len(texts), dim), dtype=np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = texts[first : first + CHUNK]
             rows = [layout.row(ids) for ids in self.token_ids(chunk)]
@@ -253,7 +262,7 @@ class Encoder:
                         f"encoder '{self.name}' made a vector that is not finite from the text '{text[:80]}'; "
                         "load it in float32, and if that does not help, its weights are damaged"
                     )
-                out_NE[first + indices] = vectors_BE.cpu().numpy()
+                out_NE[first + indices] = truncate(vectors_BE, dim).cpu().numpy()
                 if progress is not None:
                     progress(len(indices))
         return out_NE
@@ -271,7 +280,7 @@ class Encoder:
                 )
 
     def _no_slots(self) -> Tensor:
-        return torch.empty(0, self.dim, device=self.device)
+        return torch.empty(0, self.model.dim, device=self.device)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -308,6 +317,18 @@ def _own_backbone(found: Checkpoint) -> "PreTrainedModel":
     if found.lora is not None:
         merge_lora(backbone, found.lora)
     return backbone
+
+
+def _prepare_truncation(encoder: Encoder, start: Path | None) -> None:
+    """Check the widths to train for; a start with one half after the other gets them in turn, and reads them so."""
+    config, whole = encoder.config, encoder.model.dim
+    if config.matryoshka and config.matryoshka[-1] >= whole:
+        raise UserError(
+            f"objective.matryoshka names {config.matryoshka[-1]} dimensions, and vectors have {whole}; "
+            "name smaller widths: the whole one is always trained"
+        )
+    if config.matryoshka and config.pooling == "concat" and start and not EncoderConfig.load(start).matryoshka:
+        encoder.model.soft_tokens.reorder(turns(whole))
 
 
 def _load_projectors(model: EncoderModel, path: Path) -> None:

@@ -35,8 +35,7 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
         if passes.demonstrated_rows:
             demonstrated_QE = cache.vectors(_DEMONSTRATED, passes.soft(query_QE, passage_PE))
     leaves = [vectors.requires_grad_() for vectors in (query_QE, passage_PE, demonstrated_QE) if vectors is not None]
-    halves = encoder.config.pooling == "concat"
-    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
+    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, config=encoder.config)
     losses.total.backward()
     assert all(leaf.grad is not None for leaf in leaves), [leaf.shape for leaf in leaves]
 

@@ -3,7 +3,8 @@
 Pass 1 encodes queries without demonstrations, and passages. Pass 2 encodes the queries again with demonstrations that
 are other pairs of the batch, each as two soft tokens made of pass-1 vectors: reading them is what it trains.
 
-Shapes: Q queries, P passages, K soft slots in the batch (two for each demonstration), E embedding width.
+Shapes: Q queries, P passages, K soft slots in the batch (two for each demonstration), E embedding width, D width of a
+part of it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epic_search.encoder.batching import batches
+from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import Encoder
+from epic_search.encoder.matryoshka import halves, truncate
 from epic_search.encoder.prompt import Row
 from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
@@ -108,8 +111,7 @@ def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token
         soft = passes.soft(*sources)
         rows, context = passes.demonstrated_rows, passes.context_query
         demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
-    halves = encoder.config.pooling == "concat"
-    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
+    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, config=encoder.config)
 
 
 def losses_of_vectors(
@@ -119,13 +121,12 @@ def losses_of_vectors(
     demonstrated_QE: Tensor | None,
     objective: Objective,
     *,
-    halves: bool,
+    config: EncoderConfig,
 ) -> Losses:
-    """The losses of both passes, of their vectors alone. `halves`: vectors are a Contextual and an EOS half."""
+    """The losses of both passes, of their vectors alone. `config`: of the encoder, which says what they are made of."""
     scores_QP = query_QE @ passage_PE.T
     loss_1, accuracy_1 = info_nce(scores_QP, passes.allowed_QP, passes.told_Q, objective)
-    if halves and objective.half_weight:
-        loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
+    loss_1 = with_parts(loss_1, query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective, config)
     total = loss_1
 
     distillation = None
@@ -138,8 +139,7 @@ def losses_of_vectors(
     if demonstrated_QE is not None:
         told_Q = passes.told_Q | passes.shown_Q
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
-        if halves and objective.half_weight:
-            loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
+        loss_2 = with_parts(loss_2, demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective, config)
         total = total + loss_2
 
     return Losses(
@@ -240,18 +240,35 @@ def info_nce(
     return (losses_Q * told_Q).sum() / max(1, count), accuracy
 
 
-def halves_loss(
-    query_QE: Tensor, passage_PE: Tensor, allowed_QP: Tensor, told_Q: Tensor, objective: Objective
+def with_parts(
+    loss: Tensor,
+    query_QE: Tensor,
+    passage_PE: Tensor,
+    allowed_QP: Tensor,
+    told_Q: Tensor,
+    objective: Objective,
+    config: EncoderConfig,
 ) -> Tensor:
-    """`half_weight` times the InfoNCE losses of the Contextual half and of the EOS half, each ranking by itself.
+    """The InfoNCE loss of whole vectors, with those of their parts where the recipe asks for them.
 
-    Without it the Contextual half, good from the first step, leaves the EOS half nothing to learn.
+    The mean over the whole and each Matryoshka width (arXiv 2205.13147, where it is their sum: a mean leaves the
+    weights of other losses their meaning), and `half_weight` times the losses of the Contextual half and of the EOS
+    half: without these the Contextual half, good from the first step, leaves the EOS half nothing to learn.
     """
-    losses = [
-        info_nce(F.normalize(query_QH, dim=1) @ F.normalize(passage_PH, dim=1).T, allowed_QP, told_Q, objective)[0]
-        for query_QH, passage_PH in zip(query_QE.chunk(2, dim=1), passage_PE.chunk(2, dim=1), strict=True)
-    ]
-    return objective.half_weight * torch.stack(losses).sum()
+
+    def of_part(query_QD: Tensor, passage_PD: Tensor) -> Tensor:
+        return info_nce(query_QD @ passage_PD.T, allowed_QP, told_Q, objective)[0]
+
+    widths = config.matryoshka or []
+    cut = [of_part(truncate(query_QE, width), truncate(passage_PE, width)) for width in widths]
+    loss = torch.stack([loss, *cut]).mean()
+    if config.pooling == "concat" and objective.half_weight:
+        pairs = zip(halves(query_QE, config), halves(passage_PE, config), strict=True)
+        parts = [
+            of_part(F.normalize(query_QD, dim=1), F.normalize(passage_PD, dim=1)) for query_QD, passage_PD in pairs
+        ]
+        loss = loss + objective.half_weight * torch.stack(parts).sum()
+    return loss
 
 
 def distill(scores_QP: Tensor, teacher_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> Tensor:

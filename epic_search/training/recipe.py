@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from epic_search.encoder.config import EncoderConfig, StrictModel, TrainedBackbone, load_toml
+from epic_search.encoder.config import EncoderConfig, StrictModel, TrainedBackbone, Widths, load_toml
 from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
@@ -87,6 +87,16 @@ class Objective(StrictModel):
     distill_temperature: float = Field(0.05, gt=0)
     label_weight: float = Field(1.0, gt=0)
     half_weight: float = Field(0.0, ge=0)
+    matryoshka: Widths | None = Field(
+        None,
+        description=(
+            "Widths, besides the whole, at which the contrastive losses are computed too, of the first dimensions of "
+            "each vector (Matryoshka representation learning, arXiv 2205.13147); their mean is the loss. A smaller "
+            "index then costs little quality: `--dim` of index and eval. With pooling 'concat' the dimensions of both "
+            "halves are put in turn, so that a prefix has its share of each. Left out: the widths of the checkpoint "
+            "that the run starts from."
+        ),
+    )
 
 
 class Optimizer(StrictModel):
@@ -137,6 +147,12 @@ class Recipe(StrictModel):
     def _one_beginning(self) -> "Recipe":
         if (self.start is None) == (self.encoder is None):
             raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_trained(self) -> "Recipe":
+        if self.encoder is not None and (self.encoder.matryoshka or self.encoder.dim):
+            raise ValueError("encoder.matryoshka and encoder.dim say what was trained; give objective.matryoshka")
         return self
 
     @model_validator(mode="after")

@@ -242,11 +242,14 @@ def _begin_run(recipe: Recipe, out: Path) -> None:
 
 def _origin(recipe: Recipe) -> tuple[EncoderConfig, Path | None]:
     """The configuration to train, under the recipe's name, and the checkpoint folder to start from."""
+    changes: dict[str, object] = {"name": recipe.name, "dim": None}
+    if recipe.objective.matryoshka is not None:
+        changes["matryoshka"] = recipe.objective.matryoshka
     if recipe.encoder is not None:
-        return recipe.encoder.model_copy(update={"name": recipe.name}), None
+        return recipe.encoder.model_copy(update=changes), None
     assert recipe.start is not None
     found = checkpoints.find(recipe.start)
-    return found.config.model_copy(update={"name": recipe.name}), found.folder
+    return found.config.model_copy(update=changes), found.folder
 
 
 def _log_after(path: Path, step: int) -> Path:
