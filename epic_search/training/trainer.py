@@ -19,6 +19,7 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, choose_dtype
 from epic_search.errors import UserError
+from epic_search.training.average import MovingAverage
 from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
@@ -95,15 +96,18 @@ def train(
     optimizer = make_optimizer(encoder, settings)
     # Only now, so that a mistake in the recipe leaves nothing behind.
     _begin_run(recipe, out)
+    average = MovingAverage(trained(optimizer), decay=settings.ema) if settings.ema is not None else None
     progress = Progress()
     if state is not None:
-        progress = load_state(state, optimizer)
+        progress = load_state(state, optimizer, average)
         say(f"resuming after step {progress.step} of {settings.steps}")
     elif mixture.heldout:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         progress.before = measure(encoder, mixture.heldout)
 
-    _run(recipe, encoder, optimizer, mixture, progress, out=out, report=report)
+    _run(recipe, encoder, optimizer, average, mixture, progress, out=out, report=report)
+    if average is not None:
+        average.put_in_place()
     replace_folder(out / RESULT, encoder.save)
     after = None
     if mixture.heldout:
@@ -136,6 +140,11 @@ def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
 
 
+def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The parameters that an optimiser moves, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def rate_factor(step: int, settings: Optimizer) -> float:
     """Share of the peak learning rate at a step (counted from 0): linear warm-up, then a linear fall."""
     if step < settings.warmup_steps:
@@ -148,6 +157,7 @@ def _run(
     recipe: Recipe,
     encoder: Encoder,
     optimizer: torch.optim.AdamW,
+    average: MovingAverage | None,
     mixture: Mixture,
     progress: Progress,
     *,
@@ -161,12 +171,14 @@ def _run(
     with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
         for step in range(progress.step, settings.steps):
             result = _step(step, recipe, encoder, optimizer, mixture)
+            if average is not None:
+                average.update(step + 1)
             progress.step, progress.seconds = step + 1, before + time.monotonic() - began
             row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
             log.write(json.dumps(asdict(row)) + "\n")
             report(row)
             if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
-                save_state(out, encoder, optimizer, progress)
+                save_state(out, encoder, optimizer, progress, average)
 
 
 def _step(
@@ -188,8 +200,7 @@ def _step(
     else:
         losses = epic_losses(encoder, passes, objective, token_budget=budget)
         losses.total.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(trained(optimizer), settings.clip_norm)
     if not torch.isfinite(norm):
         raise UserError(
             f"the gradient of step {step + 1} ({batch.source}) is not finite; start a new run with lower learning "
