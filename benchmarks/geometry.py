@@ -15,6 +15,7 @@ import typer
 
 from epic_search import stdlib
 from epic_search.encoder import Demonstration, Encoder
+from epic_search.encoder.matryoshka import halves
 
 QUERIES = ["open a file", "count words", "parse a date", "sort a list"]
 
@@ -30,7 +31,7 @@ def main(
     vectors_NE = encoder.encode_passages(shown)
     print(f"vectors: mean cosine {mean_cosine(vectors_NE):.3f}")
     if encoder.config.pooling == "concat":
-        for name, half_ND in zip(("Contextual", "EOS"), np.split(vectors_NE, 2, axis=1), strict=True):
+        for name, half_ND in zip(("Contextual", "EOS"), split(vectors_NE, encoder), strict=True):
             print(f"  {name} half: mean cosine {mean_cosine(half_ND):.3f}")
         print_halves(encoder, texts)
     with torch.no_grad():
@@ -58,14 +59,19 @@ def print_halves(encoder: Encoder, number: int) -> None:
     assert context_QC is not None and context_PC is not None
     parts = {
         "the whole vector": (queries_QE, passages_PE),
-        "its Contextual half": (np.split(queries_QE, 2, axis=1)[0], np.split(passages_PE, 2, axis=1)[0]),
-        "its EOS half": (np.split(queries_QE, 2, axis=1)[1], np.split(passages_PE, 2, axis=1)[1]),
+        "its Contextual half": (split(queries_QE, encoder)[0], split(passages_PE, encoder)[0]),
+        "its EOS half": (split(queries_QE, encoder)[1], split(passages_PE, encoder)[1]),
         "the Contextual encoder by itself": (context_QC.float().cpu().numpy(), context_PC.float().cpu().numpy()),
     }
     for name, (mine_QD, theirs_PD) in parts.items():
         theirs_PD = theirs_PD / np.linalg.norm(theirs_PD, axis=1, keepdims=True)
         nearest_Q = (mine_QD @ theirs_PD.T).argmax(axis=1)
         print(f"  right at rank 1 of {len(pairs)} by {name}: {(nearest_Q == np.arange(len(pairs))).mean():.3f}")
+
+
+def split(vectors_NE: np.ndarray, encoder: Encoder) -> list[np.ndarray]:
+    """The Contextual and the EOS half of vectors."""
+    return [half_ND.numpy() for half_ND in halves(torch.from_numpy(vectors_NE), encoder.config)]
 
 
 def mean_cosine(rows_ND: np.ndarray) -> float:

@@ -101,6 +101,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    dim: options.Dim = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -141,7 +142,7 @@ def run(
             file_pool(PairFile(pairs))  # what is wrong with it is told now, not after the first task
 
         notes: list[str] = []
-        settings = Settings(search=search, max_length=max_length, device=device, dtype=dtype)
+        settings = Settings(search=search, max_length=max_length, dim=dim, device=device, dtype=dtype)
         found = [find_model(model, settings=settings) for model in dict.fromkeys(models)]
         texts = [model.label for model in found if model.demos_kind and (demos_kind or model.demos_kind) == "text"]
         if texts and "random" in wanted_controls:

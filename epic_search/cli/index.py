@@ -40,6 +40,7 @@ def index(
             show_default=False,
         ),
     ] = None,
+    dim: options.Dim = None,
     task: options.Task = None,
     demos: options.Demonstrations = None,
     no_demos: options.NoDemonstrations = False,
@@ -66,7 +67,8 @@ def index(
     # A mistake in the file or the name is told before the encoder takes its seconds to load.
     Corpus(corpus).close()
     index_folder(chosen, folder)
-    loaded = load_encoder(encoder or _encoder_of(chosen, folder), device=device, dtype=dtype)
+    made_by, made_with = _encoder_of(chosen, folder)
+    loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
     report = run(
         corpus,
         name=chosen,
@@ -90,12 +92,12 @@ def default_name(corpus: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")[:100] or "corpus"
 
 
-def load_encoder(reference: str, *, device: "Device", dtype: "Dtype") -> "Encoder":
+def load_encoder(reference: str, *, device: "Device", dtype: "Dtype", dim: int | None = None) -> "Encoder":
     """The encoder, with a spinner while it loads."""
     with console.working(f"loading the encoder {reference}"):
         from epic_search.encoder import Encoder
 
-        return Encoder.load(reference, device=device, dtype=dtype)
+        return Encoder.load(reference, device=device, dtype=dtype, dim=dim)
 
 
 def run(
@@ -162,9 +164,10 @@ def print_report(report: "IndexReport") -> None:
             console.note(f"- and {more:,} more")
 
 
-def _encoder_of(name: str, home: Path) -> str:
-    """The encoder of an index that is there already, else the default."""
+def _encoder_of(name: str, home: Path) -> tuple[str, int | None]:
+    """The encoder of an index that is there already and what its vectors are cut to, else the default."""
     from epic_search.encoder.checkpoint import DEFAULT_MODEL
     from epic_search.index import list_indexes
 
-    return next((info.encoder for info in list_indexes(home) if info.name == name and info.encoder), DEFAULT_MODEL)
+    found = (info for info in list_indexes(home) if info.name == name and info.encoder)
+    return next(((info.encoder, info.cut_to) for info in found), (DEFAULT_MODEL, None))

@@ -28,6 +28,15 @@ Dtype = Annotated[
         help="auto = bfloat16 where the hardware is fast at it.",
     ),
 ]
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        "--dim",
+        min=2,
+        help="Cut vectors to their first dimensions, as many as the encoder was trained for. Default: all.",
+        show_default=False,
+    ),
+]
 Task = Annotated[
     str | None,
     typer.Option("--task", "-t", help="What a query asks for, in one sentence.", show_default=False),

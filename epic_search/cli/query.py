@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from epic_search.index import Hit
+    from epic_search.index.manifest import Manifest
 
 
 def query(
@@ -61,7 +62,8 @@ def query(
     folder = home or default_home()
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     name = index or latest_index(folder)
-    loaded = load_encoder(encoder or made_by(name, folder), device=device, dtype=dtype)
+    manifest = made_by(name, folder)
+    loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
     with Searcher.open(name, home=folder, encoder=loaded) as searcher:
         prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=task, demonstrations=demonstrations)
         hits = searcher.search([text], k=k, prompt=prompt)[0]
@@ -89,9 +91,9 @@ def latest_index(folder: Path) -> str:
     return latest.name
 
 
-def made_by(name: str, folder: Path) -> str:
-    """The encoder that an index's manifest names; raises UserError when there is no such index."""
+def made_by(name: str, folder: Path) -> "Manifest":
+    """The manifest of an index, which names its encoder; raises UserError when there is no such index."""
     from epic_search.index.folder import existing_index
     from epic_search.index.manifest import Manifest
 
-    return Manifest.load(existing_index(name, folder)).encoder
+    return Manifest.load(existing_index(name, folder))

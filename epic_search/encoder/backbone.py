@@ -5,6 +5,7 @@ LoRA weights live in their own folder in peft's format. For inference they are m
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from torch import nn
 
 from epic_search.encoder.attention import PACKED, register
 from epic_search.encoder.config import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "modernbert", "xlm-ro
 # How peft names the modules of the model it wraps; with it, PeftModel.from_pretrained reads the folder too.
 PEFT_PREFIX = "base_model.model."
 PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+# What belongs to a model besides its weights and configuration: the tokenizer's files and the terms it comes under.
+_BESIDE = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,17 @@ def load_model(folder: Path, config: "PretrainedConfig", *, dtype: torch.dtype, 
     return model.eval().requires_grad_(False)
 
 
+def save_model(model: "PreTrainedModel", folder: Path, *, source: Path) -> None:
+    """Write a transformers model in safetensors, and beside it the tokenizer and licences of the folder `source`."""
+    model.save_pretrained(folder)
+    for pattern in _BESIDE:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    if not (folder / "tokenizer.json").is_file():
+        load_tokenizer(source).save(str(folder / "tokenizer.json"))
+
+
 def _keep_layers(config: "PretrainedConfig", layers: int, folder: Path) -> None:
     if layers > config.num_hidden_layers:
         raise UserError(
@@ -115,6 +130,12 @@ def use_layout(model: "PreTrainedModel", layout: str, *, plain: str) -> None:
     if layout == PACKED:
         register()
     model.set_attn_implementation(PACKED if layout == PACKED else plain)
+
+
+def train_all(backbone: "PreTrainedModel", *, embeddings: bool) -> None:
+    """Have all weights trained, those of the token embeddings only if asked for."""
+    backbone.requires_grad_(True)
+    backbone.get_input_embeddings().requires_grad_(embeddings)
 
 
 def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:

@@ -50,8 +50,8 @@ def _description(found: Checkpoint, format: str) -> str:
     from epic_search.encoder.backbone import read_config
 
     config = found.config
-    width = read_config(found.backbone).hidden_size * (2 if config.pooling == "concat" else 1)
-    layers = "all layers" if config.layers is None else f"the first {config.layers} layers"
+    used = read_config(found.backbone).num_hidden_layers if found.holds_backbone else config.layers
+    layers = "all layers" if used is None else f"the first {used} layers"
     pooled = {
         "last": "the last hidden state of the end-of-sequence token",
         "mean": "the mean of the last hidden states of the text's tokens",
@@ -62,14 +62,21 @@ def _description(found: Checkpoint, format: str) -> str:
         if config.contextual
         else ""
     )
+    cuts = (
+        f" They can be cut to their first {' or '.join(f'{width:,}' for width in config.matryoshka)} dimensions and "
+        "brought to unit length again."
+        if config.matryoshka
+        else ""
+    )
     holds = {
         "merged": "This folder holds all of it in float32, with LoRA weights merged, and needs no other weights.",
         "adapter": "This folder holds what was trained; the weights of the models named below come from elsewhere.",
         "sentence-transformers": "This folder holds all of it in float32, with LoRA weights merged.",
     }[format]
     return (
-        f"A text encoder made with epic-search from {_name(config.backbone)} ({layers}). Vectors have {width:,} "
-        f"dimensions and unit length: {pooled}. Texts are read up to {config.max_length:,} tokens.{context} {holds}"
+        f"A text encoder made with epic-search from {_name(_base(found))} ({layers}). Vectors have "
+        f"{found.width:,} dimensions and unit length: {pooled}.{cuts} Texts are read up to {config.max_length:,} "
+        f"tokens.{context} {holds}"
     )
 
 
@@ -114,14 +121,28 @@ def _loading(format: str, *, standalone: bool, demonstrations: bool) -> str:
 
 def _parts(found: Checkpoint, format: str) -> str:
     config = found.config
-    rows = [("backbone", *_origin(config.backbone, inside=format != "adapter"))]
+    rows = [("backbone", *_origin(_base(found), inside=format != "adapter"))]
     if config.contextual is not None:
         rows.append(("Contextual encoder", *_origin(config.contextual.encoder, inside=format != "adapter")))
     if found.folder is not None:
         trained = "LoRA layers and projectors" if config.lora else "projectors"
+        if _is_trained_whole(found):
+            trained = "projectors and the backbone's weights"
         where = "trained" if format == "adapter" or not config.lora else "trained, and merged into the backbone"
         rows.append((trained, where, "see below, or ask whoever trained them"))
     return "\n".join(["| part | source | licence |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _is_trained_whole(found: Checkpoint) -> bool:
+    """Whether the run that made this checkpoint trained the backbone's own weights."""
+    recipe = _recipe(found) or {}
+    return found.holds_backbone and recipe.get("optimizer", {}).get("backbone", "frozen") != "frozen"
+
+
+def _base(found: Checkpoint) -> str:
+    """The backbone by the name it came under: where the checkpoint holds it itself, the run's recipe may know that."""
+    encoder = (_recipe(found) or {}).get("encoder") or {}
+    return str(encoder["backbone"]) if encoder and _is_trained_whole(found) else found.config.backbone
 
 
 def _origin(reference: str, *, inside: bool) -> tuple[str, str]:
@@ -147,7 +168,7 @@ def _name(reference: str) -> str:
 def _metadata(found: Checkpoint, format: str, own: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
-    references = [found.config.backbone, found.config.contextual.encoder if found.config.contextual else ""]
+    references = [_base(found), found.config.contextual.encoder if found.config.contextual else ""]
     base = [_name(reference) for reference in references if reference in KNOWN or is_hub_id(reference)]
     ours: dict[str, Any] = {
         "library_name": "sentence-transformers" if format == "sentence-transformers" else "epic-search",
@@ -192,9 +213,9 @@ def _lower_headings(body: str) -> str:
 def _run_sections(found: Checkpoint) -> list[str]:
     """Training, data and results as far as the run folder tells, and the intended use."""
     sections = ["## Intended use", _TYPICAL_USE]
-    recipe = _json(found.folder.parent / _RUN_RECIPE) if found.folder else None
     if found.folder is None:
         return [*sections, "## Training", "None of ours: the language model as it is."]
+    recipe = _recipe(found)
     if recipe is None:
         return [*sections, "## Training", "Data, recipe and results are not known to epic-search: state them here."]
     shown = json.dumps(_without_places(recipe), indent=2, ensure_ascii=False)
@@ -202,6 +223,11 @@ def _run_sections(found: Checkpoint) -> list[str]:
     if result := _last_step(found.folder.parent / _RUN_LOG):
         sections += ["## Results", result]
     return sections
+
+
+def _recipe(found: Checkpoint) -> dict[str, Any] | None:
+    """The recipe of the run that the checkpoint lies in."""
+    return _json(found.folder.parent / _RUN_RECIPE) if found.folder else None
 
 
 def _data(recipe: dict[str, Any]) -> str:

@@ -55,6 +55,11 @@ class Checkpoint:
         folder = self.folder / LORA_FOLDER if self.folder else None
         return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
 
+    @property
+    def holds_backbone(self) -> bool:
+        """Whether the backbone's weights lie in this checkpoint itself: trained in full, or merged."""
+        return self.folder is not None and self.backbone.is_relative_to(self.folder.resolve())
+
     def capped(self, max_length: int | None) -> "Checkpoint":
         """The same encoder reading at most `max_length` tokens of a text, with its Contextual encoder; None: itself."""
         if max_length is None:
@@ -64,6 +69,29 @@ class Checkpoint:
             shorter = min(max_length, self.config.contextual.max_length)
             changes["contextual"] = self.config.contextual.model_copy(update={"max_length": shorter})
         return replace(self, config=self.config.model_copy(update=changes))
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a whole vector."""
+        from epic_search.encoder.backbone import read_config
+
+        hidden: int = read_config(self.backbone).hidden_size
+        return 2 * hidden if self.config.pooling == "concat" else hidden
+
+    def truncated(self, dim: int | None) -> "Checkpoint":
+        """The same encoder with vectors cut to their first `dim` dimensions; None: itself.
+
+        Raises UserError for more dimensions than there are, and for a width that it was not trained for.
+        """
+        if dim is None:
+            return self
+        widths = [*(self.config.matryoshka or []), self.width]
+        if dim not in widths:
+            raise UserError(
+                f"'{self.config.name}' was trained for vectors of {' or '.join(map(str, widths))} dimensions, and "
+                f"{dim} were asked for; ask for one of these (objective.matryoshka in a recipe trains others)"
+            )
+        return replace(self, config=self.config.model_copy(update={"dim": dim if dim < self.width else None}))
 
     def fingerprint(self) -> str:
         """32 hex digits over the configuration, the template and every byte of weights and tokenizers.

@@ -6,9 +6,9 @@ Together with the digests of the weights it makes the fingerprint (see `checkpoi
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
@@ -17,9 +17,19 @@ FORMAT = 1
 CONFIG_FILE = "encoder.json"
 PROJECTORS_FILE = "projectors.safetensors"
 LORA_FOLDER = "lora"
+BACKBONE_FOLDER, CONTEXTUAL_FOLDER = "backbone", "contextual"  # of checkpoints that hold these weights themselves
 # The names of peft, so that its tools read the folder too.
 LORA_WEIGHTS = "adapter_model.safetensors"
 LORA_CONFIG = "adapter_config.json"
+
+
+TrainedBackbone = Literal["frozen", "layers", "all"]
+"""Which of a backbone's own weights are trained: none, all but the token embeddings, or all."""
+
+
+Widths = Annotated[
+    list[Annotated[int, Field(ge=2)]], Field(min_length=1), AfterValidator(lambda widths: sorted(set(widths)))
+]
 
 
 class StrictModel(BaseModel):
@@ -67,6 +77,8 @@ class EncoderConfig(StrictModel):
     `pooling`: last hidden state of the EOS token ("last"), mean over the text's tokens ("mean"), or Contextual and EOS
     states concatenated ("concat", Causal2Vec: twice the backbone's width).
     `demonstrations`: what it is trained to read, soft tokens (EPIC) or texts (bge-en-icl, arXiv 2409.15700).
+    `matryoshka`: widths, besides the whole, that vectors were trained to be cut to (see `matryoshka.py`); `dim`: the
+    one they are cut to.
     """
 
     format: int = FORMAT
@@ -78,8 +90,10 @@ class EncoderConfig(StrictModel):
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
-    # Left out where it says nothing new: encoders from before it keep their fingerprint.
+    # Left out where they say nothing new: encoders from before them keep their fingerprint.
     demonstrations: DemonstrationKind = Field("soft", exclude_if=lambda kind: kind == "soft")
+    matryoshka: Widths | None = Field(None, exclude_if=lambda widths: widths is None)
+    dim: int | None = Field(None, ge=2, exclude_if=lambda dim: dim is None)
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":

@@ -7,22 +7,35 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.backbone import Choice, add_lora, choose_layout, load_backbone, merge_lora, save_lora
+from epic_search.encoder.backbone import (
+    Choice,
+    add_lora,
+    choose_layout,
+    load_backbone,
+    merge_lora,
+    save_lora,
+    save_model,
+    train_all,
+)
 from epic_search.encoder.batching import batches, token_budget
-from epic_search.encoder.checkpoint import Checkpoint
-from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
+from epic_search.encoder.checkpoint import OWN, Checkpoint
+from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.contextual import ContextualEncoder
+from epic_search.encoder.matryoshka import truncate, turns
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -45,7 +58,7 @@ class Encoder:
         self.fingerprint = fingerprint
         self.model = model
         self.dtype = dtype
-        self.dim = model.dim
+        self.dim = checkpoint.config.dim or model.dim
         self._tokenizer = load_tokenizer(checkpoint.backbone)
         config = model.backbone.config
         eos_id = _first_id(config.eos_token_id)
@@ -69,13 +82,15 @@ class Encoder:
         device: Device = "auto",
         dtype: Dtype = "auto",
         max_length: int | None = None,
+        dim: int | None = None,
     ) -> "Encoder":
         """An encoder for inference, by registry name, folder or hub id, with its LoRA weights merged.
 
-        `max_length` makes it read fewer tokens of a text than it could, which makes it another encoder. Raises
-        UserError when the reference leads to no loadable encoder or the device is not there.
+        `max_length` makes it read fewer tokens of a text than it could, `dim` makes vectors of fewer dimensions, and
+        either makes it another encoder. Raises UserError when the reference leads to no loadable encoder, when it was
+        not trained for `dim`, and when the device is not there.
         """
-        found = checkpoints.find(str(reference)).capped(max_length)
+        found = checkpoints.find(str(reference)).capped(max_length).truncated(dim)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         weights = DTYPES[precision.value]
@@ -95,18 +110,30 @@ class Encoder:
         start: Path | None = None,
         device: Device = "auto",
         dtype: torch.dtype = torch.float32,
+        backbone: TrainedBackbone = "frozen",
     ) -> "Encoder":
         """A trainable encoder: fresh LoRA layers and projectors, or those of the checkpoint folder `start`.
 
-        Only LoRA layers and projectors require gradients, and they are float32; `dtype` is that of the frozen weights.
+        Of a frozen backbone, only LoRA layers and projectors require gradients. Of another, its own weights do, with
+        the LoRA weights of `start` merged into them. What is trained is float32; `dtype` is that of the frozen weights
+        and of the products.
         """
         found = checkpoints.of_config(config, reference=config.name, folder=start)
         where = choose_device(device)
         # Its vectors change with every step, so none of them may meet another's.
         fingerprint = f"in-training-{uuid.uuid4().hex}"
-        encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
-        if config.lora is not None:
-            add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+        if backbone == "frozen":
+            encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
+            if config.lora is not None:
+                add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+        else:
+            weights = _own_backbone(found)
+            train_all(weights, embeddings=backbone == "all")
+            model = build_model(found, dtype=dtype, backbone=weights)
+            own = {"backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
+            found = replace(found, config=config.model_copy(update=own))
+            encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
+        _prepare_truncation(encoder, start)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
         return encoder
@@ -123,6 +150,8 @@ class Encoder:
             lora = folder / LORA_FOLDER
             lora.mkdir(exist_ok=True)
             save_lora(self.model.backbone, self.config.lora, lora, base=self.config.backbone)
+        if self.config.backbone == OWN + BACKBONE_FOLDER:
+            save_model(self.model.backbone, folder / BACKBONE_FOLDER, source=self.checkpoint.backbone)
 
     def projectors(self) -> dict[str, Tensor]:
         """The tensors of the projectors, by their name in `projectors.safetensors`."""
@@ -143,7 +172,7 @@ class Encoder:
         Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
         with the number of texts done since its last call. Raises UserError for a vector that is not finite.
         """
-        return self._encode(texts, self.template.passage, self._no_slots(), progress)
+        return self._encode(texts, self.template.passage, self._no_slots(), progress=progress, dim=self.dim)
 
     def encode_queries(
         self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
@@ -154,7 +183,7 @@ class Encoder:
         """
         prompt = prompt or self.prompt()
         soft_SE = torch.from_numpy(prompt.vectors_SE).to(self.device)
-        return self._encode(texts, self.layout(prompt), soft_SE, progress)
+        return self._encode(texts, self.layout(prompt), soft_SE, progress=progress, dim=self.dim)
 
     def prompt(
         self,
@@ -165,8 +194,9 @@ class Encoder:
     ) -> Prompt:
         """A prompt of a task and demonstrations. `kind`: what these become; None: what this encoder is trained to read.
 
-        Soft demonstrations come with their vectors: queries encoded under the task alone, passages plainly. Text
-        demonstrations are not encoded, and their prompt can be used with any encoder.
+        Soft demonstrations come with their vectors: queries encoded under the task alone, passages plainly, and whole,
+        also where the encoder's vectors are cut to fewer dimensions. Text demonstrations are not encoded, and their
+        prompt can be used with any encoder.
 
         Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
         when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
@@ -176,14 +206,16 @@ class Encoder:
             raise UserError(f"kind '{kind}' is not one of {', '.join(KINDS)}")
         shown = tuple(demonstrations)
         task = task.strip() or None if task else None
-        plain = Prompt(task, (), np.empty((0, self.dim), dtype=np.float32), self.fingerprint, kind)
+        whole = self.model.dim
+        plain = Prompt(task, (), np.empty((0, whole), dtype=np.float32), self.fingerprint, kind)
         texts = self._whole_texts(shown)
         self._layout(task, texts if kind == "text" else len(shown))
         if kind == "text" or not shown:
             return replace(plain, demonstrations=shown)
-        queries_KE = self.encode_queries([d.query for d in shown], prompt=plain)
-        passages_KE = self.encode_passages([d.passage for d in shown])
-        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, self.dim)
+        none = self._no_slots()
+        queries_KE = self._encode([d.query for d in shown], self.layout(plain), none, dim=whole)
+        passages_KE = self._encode([d.passage for d in shown], self.template.passage, none, dim=whole)
+        vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, whole)
         return replace(plain, demonstrations=shown, vectors_SE=vectors_SE)
 
     def layout(self, prompt: Prompt) -> Layout:
@@ -232,8 +264,10 @@ class Encoder:
         return self.model.contextual.encode(texts) if self.model.contextual is not None else None
 
     @torch.inference_mode()
-    def _encode(self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, progress: Progress | None) -> np.ndarray:
-        out_NE = np.empty((len(texts), self.dim), dtype=np.float32)
+    def _encode(
+        self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, *, dim: int, progress: Progress | None = None
+    ) -> np.ndarray:
+        out_NE = np.empty((len(texts), dim), dtype=np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = texts[first : first + CHUNK]
             rows = [layout.row(ids) for ids in self.token_ids(chunk)]
@@ -248,7 +282,7 @@ class Encoder:
                         f"encoder '{self.name}' made a vector that is not finite from the text '{text[:80]}'; "
                         "load it in float32, and if that does not help, its weights are damaged"
                     )
-                out_NE[first + indices] = vectors_BE.cpu().numpy()
+                out_NE[first + indices] = truncate(vectors_BE, dim).cpu().numpy()
                 if progress is not None:
                     progress(len(indices))
         return out_NE
@@ -281,19 +315,21 @@ class Encoder:
         return list(zip(found[::2], found[1::2], strict=True))
 
     def _no_slots(self) -> Tensor:
-        return torch.empty(0, self.dim, device=self.device)
+        return torch.empty(0, self.model.dim, device=self.device)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def build_model(found: Checkpoint, *, dtype: torch.dtype) -> EncoderModel:
+def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
     """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
 
-    The projectors stay in float32: they are small, and rounding there would reach every token.
+    The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that
+    is loaded already.
     """
     config = found.config
-    backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
+    if backbone is None:
+        backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
     contextual = None
     if found.contextual is not None and config.contextual is not None:
         contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
@@ -301,6 +337,33 @@ def build_model(found: Checkpoint, *, dtype: torch.dtype) -> EncoderModel:
     if found.folder is not None:
         _load_projectors(model, found.folder / PROJECTORS_FILE)
     return model
+
+
+def _own_backbone(found: Checkpoint) -> "PreTrainedModel":
+    """The weights of a checkpoint's backbone in float32, with LoRA weights merged.
+
+    A checkpoint that holds them itself may be one of a run, which is deleted after the next: found.backbone is then
+    what the run began with, and all else (the tokenizer) is read there.
+    """
+    folder = found.folder / BACKBONE_FOLDER if found.folder else None
+    if folder is not None and folder.is_dir():
+        return load_backbone(folder, layers=None, dtype=torch.float32)
+    backbone = load_backbone(found.backbone, layers=found.config.layers, dtype=torch.float32)
+    if found.lora is not None:
+        merge_lora(backbone, found.lora)
+    return backbone
+
+
+def _prepare_truncation(encoder: Encoder, start: Path | None) -> None:
+    """Check the widths to train for; a start with one half after the other gets them in turn, and reads them so."""
+    config, whole = encoder.config, encoder.model.dim
+    if config.matryoshka and config.matryoshka[-1] >= whole:
+        raise UserError(
+            f"objective.matryoshka names {config.matryoshka[-1]} dimensions, and vectors have {whole}; "
+            "name smaller widths: the whole one is always trained"
+        )
+    if config.matryoshka and config.pooling == "concat" and start and not EncoderConfig.load(start).matryoshka:
+        encoder.model.soft_tokens.reorder(turns(whole))
 
 
 def _load_projectors(model: EncoderModel, path: Path) -> None:

@@ -19,21 +19,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from epic_search import __version__
 from epic_search.encoder import card, checkpoint
+from epic_search.encoder.backbone import save_model
 from epic_search.encoder.checkpoint import OWN, Checkpoint
-from epic_search.encoder.config import CONFIG_FILE, LORA_FOLDER, PROJECTORS_FILE
+from epic_search.encoder.config import BACKBONE_FOLDER, CONFIG_FILE, CONTEXTUAL_FOLDER, LORA_FOLDER, PROJECTORS_FILE
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from epic_search.encoder.encoder import Encoder
 
 Format = Literal["merged", "adapter", "sentence-transformers"]
 
 EXPORT_FILE = "export.json"
-BACKBONE, CONTEXTUAL = "backbone", "contextual"
-# What belongs to a model besides its weights and configuration: the tokenizer's files and the terms it comes under.
-_BESIDE = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)
@@ -97,28 +93,15 @@ def write_merged(encoder: "Encoder", folder: Path) -> None:
 
     found, model = encoder.checkpoint, encoder.model
     name = _public_name(encoder.name)
-    changes: dict[str, object] = {"name": name, "backbone": OWN + BACKBONE, "layers": None, "lora": None}
-    save_model(model.backbone, folder / BACKBONE, source=found.backbone)
+    changes: dict[str, object] = {"name": name, "backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
+    save_model(model.backbone, folder / BACKBONE_FOLDER, source=found.backbone)
     if model.contextual is not None:
         assert found.contextual is not None and encoder.config.contextual is not None
-        save_model(model.contextual.model, folder / CONTEXTUAL, source=found.contextual)
-        changes["contextual"] = encoder.config.contextual.model_copy(update={"encoder": OWN + CONTEXTUAL})
+        save_model(model.contextual.model, folder / CONTEXTUAL_FOLDER, source=found.contextual)
+        changes["contextual"] = encoder.config.contextual.model_copy(update={"encoder": OWN + CONTEXTUAL_FOLDER})
     encoder.config.model_copy(update=changes).save(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.projectors().items()}
     save_file(state, folder / PROJECTORS_FILE)
-
-
-def save_model(model: "PreTrainedModel", folder: Path, *, source: Path) -> None:
-    """Write a transformers model in safetensors, and beside it the tokenizer and licences of the folder `source`."""
-    model.save_pretrained(folder)
-    for pattern in _BESIDE:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-    if not (folder / "tokenizer.json").is_file():
-        from epic_search.encoder.tokenizer import load_tokenizer
-
-        load_tokenizer(source).save(str(folder / "tokenizer.json"))
 
 
 def _public_name(name: str) -> str:
@@ -157,7 +140,7 @@ def _check_adapter(found: Checkpoint) -> None:
     """Raise UserError where the backbone is all there is, or a part of the checkpoint."""
     if found.folder is None:
         raise UserError(f"'{found.reference}' is a language model without training of ours; use --format merged")
-    if found.backbone.is_relative_to(found.folder.resolve()):
+    if found.holds_backbone:
         raise UserError(f"{found.folder} holds its backbone itself and has no adapter to export; use --format merged")
 
 

@@ -15,6 +15,7 @@ from epic_search.encoder.backbone import use_layout
 from epic_search.encoder.batching import Batch, lay_out
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
+from epic_search.encoder.matryoshka import join
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.residual import Residual
 from epic_search.encoder.soft_tokens import Projector
@@ -60,7 +61,7 @@ class EncoderModel(nn.Module):
             self.contextual.use_layout(layout)
 
     def forward(self, rows: Sequence[Row], *, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
-        """(B, E) float32 unit-length vectors.
+        """(B, E) float32 unit-length vectors, whole ones.
 
         `context_BC`: one Contextual vector for each row, None without a Contextual encoder; `soft_SE`: vectors for the
         soft slots in row-major order, (0, E) if there are none.
@@ -105,7 +106,7 @@ class EncoderModel(nn.Module):
         if self.config.pooling == "last":
             return last_BD
         context_BD = flat_ND[(batch.ids == CONTEXTUAL_SLOT).flatten()].float()
-        return torch.cat([context_BD, last_BD], dim=-1)
+        return join(context_BD, last_BD, self.config)
 
 
 def _fill(tokens: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from epic_search.encoder.backbone import choose_layout
+from epic_search.encoder.backbone import choose_layout, save_model
 from epic_search.encoder.config import CONFIG_FILE, EncoderConfig
 from epic_search.encoder.encoder import Encoder
-from epic_search.encoder.export import save_model, write_merged
+from epic_search.encoder.export import write_merged
 from epic_search.encoder.prompt import INSTRUCTION, QUERY, Demonstration, Layout, Prompt
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError

@@ -40,6 +40,13 @@ class Projector(nn.Module):
             assert kind == "mlp", kind
             self.net = _isometric_mlp(width_in, width_out)
 
+    @torch.no_grad()
+    def reorder(self, order_E: Tensor) -> None:
+        """Take from now on, as input i, what has been input `order_E[i]`."""
+        layer = self.net[0] if isinstance(self.net, nn.Sequential) else self.net
+        assert isinstance(layer, nn.Linear), self.kind
+        layer.weight.copy_(layer.weight[:, order_E.to(layer.weight.device)])
+
     def forward(self, vectors: Tensor) -> Tensor:
         if self.kind == "rescale":
             vectors = F.normalize(vectors, dim=-1)

@@ -39,10 +39,14 @@ NAME = re.compile(r"[\w.+-]+")  # in tables "@" and ":" part a model from its de
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are run. `max_length` (tokens) caps what each reads of a text; None leaves each its own."""
+    """How models are run. `max_length` (tokens) caps what each reads of a text; None leaves each its own.
+
+    `dim` cuts the vectors of our encoders.
+    """
 
     search: Search = "index"
     max_length: int | None = None
+    dim: int | None = None
     device: Device = "auto"
     dtype: Dtype = "auto"
 
@@ -52,6 +56,7 @@ class Settings:
         given = {
             "search": "exact" if self.search == "exact" else None,
             "max_length": self.max_length,
+            "dim": self.dim,
             "dtype": None if self.dtype == "auto" else self.dtype,
         }
         return {key: value for key, value in given.items() if value is not None}
@@ -173,6 +178,7 @@ class EncoderModel:
     def find(cls, reference: str, *, label: str, settings: Settings) -> "EncoderModel":
         """By registry name, folder or hub id."""
         found = checkpoints.find(reference)
+        found.truncated(settings.dim)  # a width it was not trained for is told now
         name = _last_part(found.config.name)
         organisation = "epic-search" if reference in checkpoints.registry() else "local"
         return cls(
@@ -190,7 +196,11 @@ class EncoderModel:
         """The loaded encoder."""
         settings = self.settings
         return Encoder.load(
-            self.reference, device=settings.device, dtype=settings.dtype, max_length=settings.max_length
+            self.reference,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_length=settings.max_length,
+            dim=settings.dim,
         )
 
     def meta(self, condition: Condition) -> "ModelMeta":

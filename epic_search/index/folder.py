@@ -21,6 +21,7 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt")
 class IndexInfo:
     """One index as its manifest describes it, with its size on the disk in bytes.
 
+    `cut_to`: the dimensions that its encoder's vectors are cut to, None for whole ones.
     `status`: "complete", "indexing" (a run goes on, or was cut short) or "unreadable", with its `problem`.
     """
 
@@ -35,6 +36,7 @@ class IndexInfo:
     size: int
     updated: str
     problem: str | None = None
+    cut_to: int | None = None
 
 
 def home() -> Path:
@@ -135,4 +137,5 @@ def _info(folder: Path) -> IndexInfo:
         demonstrations=len(manifest.demonstrations),
         size=size,
         updated=manifest.updated,
+        cut_to=manifest.cut_to,
     )

@@ -108,7 +108,13 @@ def index_corpus(
 
 def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
     if not (folder / MANIFEST_FILE).exists():
-        return Manifest(name=folder.name, encoder=encoder.reference, fingerprint=encoder.fingerprint, dim=encoder.dim)
+        return Manifest(
+            name=folder.name,
+            encoder=encoder.reference,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            cut_to=encoder.config.dim,
+        )
     manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest

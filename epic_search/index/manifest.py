@@ -35,7 +35,10 @@ class StoredDemonstration(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The content of `manifest.json`. `status` is "complete" once a whole corpus has gone through."""
+    """The content of `manifest.json`. `status` is "complete" once a whole corpus has gone through.
+
+    `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,6 +48,7 @@ class Manifest(BaseModel):
     encoder: str
     fingerprint: str
     dim: int = Field(gt=0)
+    cut_to: int | None = None
     status: Literal["indexing", "complete"] = "indexing"
     documents: int = Field(default=0, ge=0)
     passages: int = Field(default=0, ge=0)
@@ -82,8 +86,9 @@ class Manifest(BaseModel):
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
         if self.fingerprint != encoder.fingerprint:
             raise UserError(
-                f"index '{self.name}' was made by encoder '{self.encoder}' (fingerprint {self.fingerprint[:12]}), and "
-                f"this is '{encoder.name}' (fingerprint {encoder.fingerprint[:12]}); use that encoder, or index under "
+                f"index '{self.name}' was made by encoder '{self.encoder}' (fingerprint {self.fingerprint[:12]}, "
+                f"{self.dim} dimensions), and this is '{encoder.name}' (fingerprint {encoder.fingerprint[:12]}, "
+                f"{encoder.dim} dimensions); use that encoder, or index under "
                 "another name"
             )
 

@@ -58,7 +58,7 @@ class Searcher:
         if encoder is None:
             from epic_search.encoder import Encoder
 
-            encoder = Encoder.load(manifest.encoder)
+            encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
         manifest.require_encoder(encoder)
         # The lock comes after the slow part, so that it is held for a short time only.
         with ExitStack() as opened:

@@ -42,8 +42,9 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
     for vectors in (query_QE, passage_PE, demonstrated_QE):
         if vectors is not None:
             vectors.requires_grad_()
-    halves = encoder.config.pooling == "concat"
-    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
+    losses = losses_of_vectors(
+        passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, config=encoder.config
+    )
     losses.total.backward()
     assert passage_PE.grad is not None
 

@@ -6,8 +6,8 @@ are other pairs of the batch, each as two soft tokens made of pass-1 vectors: re
 For an encoder whose demonstrations are texts (bge-en-icl, arXiv 2409.15700), pass 2 has the tokens of the same pairs in
 these places. A soft encoder can be taught by what it makes of the texts itself (`text_distill_weight`).
 
-Shapes: Q queries, K queries with demonstrations, P passages, N = Q + P texts, E embedding width, T width of a teacher's
-vectors.
+Shapes: Q queries, K queries with demonstrations, P passages, N = Q + P texts, E embedding width, D width of a part of
+it, T width of a teacher's vectors.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epic_search.encoder.batching import batches
+from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import Encoder
+from epic_search.encoder.matryoshka import halves, truncate
 from epic_search.encoder.prompt import IdPair, Row
 from epic_search.errors import UserError
 from epic_search.training.pairs import TrainBatch, bare
@@ -174,8 +176,9 @@ def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token
         rows, context = passes.demonstrated_rows, passes.context_query
         demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
     teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
-    halves = encoder.config.pooling == "concat"
-    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
+    return losses_of_vectors(
+        passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, config=encoder.config
+    )
 
 
 def losses_of_vectors(
@@ -186,15 +189,14 @@ def losses_of_vectors(
     teacher_KE: Tensor | None,
     objective: Objective,
     *,
-    halves: bool,
+    config: EncoderConfig,
 ) -> Losses:
-    """The losses of both passes, of their vectors alone. `halves`: vectors are a Contextual and an EOS half."""
+    """The losses of both passes, of their vectors alone. `config`: of the encoder, which says what they are made of."""
     total = passage_PE.new_zeros(())
     loss_1, accuracy_1, distillation = None, None, None
     if query_QE is not None:
         loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, passes.allowed_QP, passes.told_Q, objective)
-        if halves and objective.half_weight:
-            loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
+        loss_1 = with_parts(loss_1, query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective, config)
         total = total + objective.contrast_without * loss_1
         if passes.teacher_NT is not None:
             distillation = distill(torch.cat([query_QE, passage_PE]), passes.teacher_NT, objective)
@@ -203,8 +205,7 @@ def losses_of_vectors(
     if demonstrated_QE is not None:
         told_Q = passes.told_Q | passes.shown_Q
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
-        if halves and objective.half_weight:
-            loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
+        loss_2 = with_parts(loss_2, demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective, config)
         total = total + objective.contrast_with * loss_2
         if teacher_KE is not None:
             # The passages are the same for both: only the query is pulled.
@@ -325,18 +326,35 @@ def info_nce(
     return (losses_Q * told_Q).sum() / max(1, count), accuracy
 
 
-def halves_loss(
-    query_QE: Tensor, passage_PE: Tensor, allowed_QP: Tensor, told_Q: Tensor, objective: Objective
+def with_parts(
+    loss: Tensor,
+    query_QE: Tensor,
+    passage_PE: Tensor,
+    allowed_QP: Tensor,
+    told_Q: Tensor,
+    objective: Objective,
+    config: EncoderConfig,
 ) -> Tensor:
-    """`half_weight` times the InfoNCE losses of the Contextual half and of the EOS half, each ranking by itself.
+    """The InfoNCE loss of whole vectors, with those of their parts where the recipe asks for them.
 
-    Without it the Contextual half, good from the first step, leaves the EOS half nothing to learn.
+    The mean over the whole and each Matryoshka width (arXiv 2205.13147, where it is their sum: a mean leaves the
+    weights of other losses their meaning), and `half_weight` times the losses of the Contextual half and of the EOS
+    half: without these the Contextual half, good from the first step, leaves the EOS half nothing to learn.
     """
-    losses = [
-        info_nce(F.normalize(query_QH, dim=1) @ F.normalize(passage_PH, dim=1).T, allowed_QP, told_Q, objective)[0]
-        for query_QH, passage_PH in zip(query_QE.chunk(2, dim=1), passage_PE.chunk(2, dim=1), strict=True)
-    ]
-    return objective.half_weight * torch.stack(losses).sum()
+
+    def of_part(query_QD: Tensor, passage_PD: Tensor) -> Tensor:
+        return info_nce(query_QD @ passage_PD.T, allowed_QP, told_Q, objective)[0]
+
+    widths = config.matryoshka or []
+    cut = [of_part(truncate(query_QE, width), truncate(passage_PE, width)) for width in widths]
+    loss = torch.stack([loss, *cut]).mean()
+    if config.pooling == "concat" and objective.half_weight:
+        pairs = zip(halves(query_QE, config), halves(passage_PE, config), strict=True)
+        parts = [
+            of_part(F.normalize(query_QD, dim=1), F.normalize(passage_PD, dim=1)) for query_QD, passage_PD in pairs
+        ]
+        loss = loss + objective.half_weight * torch.stack(parts).sum()
+    return loss
 
 
 def imitate(scores_KP: Tensor, teacher_KP: Tensor, allowed_KP: Tensor, objective: Objective) -> Tensor:

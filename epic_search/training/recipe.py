@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from epic_search.encoder.config import EncoderConfig, StrictModel, first_problem, read_toml
+from epic_search.encoder.config import EncoderConfig, StrictModel, TrainedBackbone, Widths, first_problem, read_toml
 from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
@@ -105,6 +105,16 @@ class Objective(StrictModel):
     geometry_weight: float = Field(0.0, ge=0)
     label_weight: float = Field(1.0, gt=0)
     half_weight: float = Field(0.0, ge=0)
+    matryoshka: Widths | None = Field(
+        None,
+        description=(
+            "Widths, besides the whole, at which the contrastive losses are computed too, of the first dimensions of "
+            "each vector (Matryoshka representation learning, arXiv 2205.13147); their mean is the loss. A smaller "
+            "index then costs little quality: `--dim` of index and eval. With pooling 'concat' the dimensions of both "
+            "halves are put in turn, so that a prefix has its share of each. Left out: the widths of the checkpoint "
+            "that the run starts from."
+        ),
+    )
 
     @property
     def taught(self) -> bool:
@@ -143,6 +153,26 @@ class Optimizer(StrictModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     token_budget: int = Field(8192, ge=64)
     gradient_cache: bool = False
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "Decay of an exponential moving average of the trained weights, which the finished encoder then has "
+            "instead of the last step's. It takes the noise of single steps out, at the price of lagging behind by "
+            "about 1 / (1 - ema) steps: 0.99 in a run of hundreds of steps, 0.999 in one of thousands. Left out: none."
+        ),
+    )
+    backbone: TrainedBackbone = Field(
+        "frozen",
+        description=(
+            "Which of the backbone's own weights are trained. 'frozen': none, only the LoRA layers (where there is an "
+            "[encoder.lora] table) and the projectors, so that a checkpoint is small and the language model cannot be "
+            "spoilt. 'layers': all but the token embeddings, which few tokens of a small data set would move apart "
+            "from the rest. 'all': all. Trained weights are kept in float32 and take 16 bytes each with gradient and "
+            "AdamW's two averages, and learning_rate should be about a tenth of what suits LoRA (2e-5, not 2e-4)."
+        ),
+    )
 
 
 class Recipe(StrictModel):
@@ -170,6 +200,21 @@ class Recipe(StrictModel):
             raise ValueError(
                 "objective.teacher is 'contextual', and [encoder] has no Contextual encoder; name another teacher or "
                 "set distill_weight and geometry_weight to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_are_trained(self) -> "Recipe":
+        if self.encoder is not None and (self.encoder.matryoshka or self.encoder.dim):
+            raise ValueError("encoder.matryoshka and encoder.dim say what was trained; give objective.matryoshka")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> "Recipe":
+        if self.optimizer.backbone != "frozen" and self.encoder is not None and self.encoder.lora is not None:
+            raise ValueError(
+                f"optimizer.backbone = '{self.optimizer.backbone}' trains the weights that [encoder.lora] would add "
+                "to; leave out one of them"
             )
         return self
 

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: encoder, optimiser and progress in one folder, `state-N`, that appears whole or not at all.
+"""Checkpoints of a run: encoder, optimiser, moving average and progress in one folder, `state-N`, that appears whole or
+not at all.
 
 Only safetensors and JSON: nothing in a run folder can execute code when it is read.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from epic_search.encoder.encoder import Encoder
+from epic_search.training.average import MovingAverage
 from epic_search.training.heldout import Quality
 from epic_search.training.status import PROGRESS
 
@@ -32,13 +34,21 @@ def latest_state(out: Path) -> Path | None:
     return max(out.glob("state-*[0-9]"), default=None)
 
 
-def save_state(out: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_state(
+    out: Path,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: MovingAverage | None = None,
+) -> None:
     """Write `state-N` for step N, then remove older ones."""
     from safetensors.torch import save_file
 
     def write(folder: Path) -> None:
         encoder.save(folder)
         save_file(_tensors(optimizer), folder / OPTIMIZER)
+        if average is not None:
+            average.save(folder)
         (folder / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
     folder = out / f"state-{progress.step:07d}"
@@ -48,8 +58,8 @@ def save_state(out: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, pr
             shutil.rmtree(old)
 
 
-def load_state(folder: Path, optimizer: torch.optim.Optimizer) -> Progress:
-    """Fill the optimiser and return the progress. The encoder is loaded with `Encoder.create(start=folder)`."""
+def load_state(folder: Path, optimizer: torch.optim.Optimizer, average: MovingAverage | None = None) -> Progress:
+    """Fill optimiser and average and return the progress. The encoder is loaded with `Encoder.create(start=folder)`."""
     from safetensors.torch import load_file
 
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -57,6 +67,8 @@ def load_state(folder: Path, optimizer: torch.optim.Optimizer) -> Progress:
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if average is not None:
+        average.load(folder)
     fields = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     before = Quality(**fields["before"]) if fields["before"] else None
     return Progress(fields["step"], fields["seconds"], before)

@@ -19,6 +19,7 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, choose_dtype
 from epic_search.errors import UserError
+from epic_search.training.average import MovingAverage
 from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
@@ -93,23 +94,27 @@ def train(
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
-    encoder = Encoder.create(config, start=state or start, device=device, dtype=DTYPES[precision.value])
+    dtype = DTYPES[precision.value]
+    encoder = Encoder.create(config, start=state or start, device=device, dtype=dtype, backbone=settings.backbone)
+    optimizer = make_optimizer(encoder, settings)
     teacher = None
     if recipe.objective.taught and recipe.objective.teacher != CONTEXTUAL:
         say(f"loading the teacher {recipe.objective.teacher}")
         teacher = find_teacher(recipe.objective.teacher, device=device)
     # Only now, so that a mistake in the recipe leaves nothing behind.
     _begin_run(recipe, out)
-    optimizer = make_optimizer(encoder, settings)
+    average = MovingAverage(trained(optimizer), decay=settings.ema) if settings.ema is not None else None
     progress = Progress()
     if state is not None:
-        progress = load_state(state, optimizer)
+        progress = load_state(state, optimizer, average)
         say(f"resuming after step {progress.step} of {settings.steps}")
     elif mixture.heldout:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         progress.before = measure(encoder, mixture.heldout)
 
-    _run(recipe, encoder, optimizer, mixture, progress, out=out, teacher=teacher, report=report)
+    _run(recipe, encoder, optimizer, average, mixture, progress, out=out, teacher=teacher, report=report)
+    if average is not None:
+        average.put_in_place()
     replace_folder(out / RESULT, encoder.save)
     after = None
     if mixture.heldout:
@@ -121,14 +126,28 @@ def train(
 
 
 def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over what requires gradients: LoRA layers at one learning rate, projectors at another."""
+    """AdamW over what requires gradients: LoRA layers or the backbone at one learning rate, projectors at another.
+
+    Raises UserError when nothing does.
+    """
     projectors = [parameter for part in encoder.model.projectors().values() for parameter in part.parameters()]
-    lora = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
+    backbone = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
     groups = [
-        {"params": lora, "peak": settings.learning_rate},
+        {"params": backbone, "peak": settings.learning_rate},
         {"params": projectors, "peak": settings.projector_learning_rate},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=settings.weight_decay)
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise UserError(
+            "the recipe trains nothing: add an [encoder.lora] table or a projector that learns ('linear' or 'mlp'), "
+            "or set optimizer.backbone = 'layers'"
+        )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
+
+
+def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The parameters that an optimiser moves, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def rate_factor(step: int, settings: Optimizer) -> float:
@@ -143,6 +162,7 @@ def _run(
     recipe: Recipe,
     encoder: Encoder,
     optimizer: torch.optim.AdamW,
+    average: MovingAverage | None,
     mixture: Mixture,
     progress: Progress,
     *,
@@ -157,12 +177,14 @@ def _run(
     with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
         for step in range(progress.step, settings.steps):
             result = _step(step, recipe, encoder, optimizer, mixture, teacher)
+            if average is not None:
+                average.update(step + 1)
             progress.step, progress.seconds = step + 1, before + time.monotonic() - began
             row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
             log.write(json.dumps(asdict(row)) + "\n")
             report(row)
             if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
-                save_state(out, encoder, optimizer, progress)
+                save_state(out, encoder, optimizer, progress, average)
 
 
 def _step(
@@ -189,8 +211,7 @@ def _step(
     else:
         losses = epic_losses(encoder, passes, objective, token_budget=budget)
         losses.total.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(trained(optimizer), settings.clip_norm)
     if not torch.isfinite(norm):
         raise UserError(
             f"the gradient of step {step + 1} ({batch.source}) is not finite; start a new run with lower learning "
@@ -244,11 +265,14 @@ def _begin_run(recipe: Recipe, out: Path) -> None:
 
 def _origin(recipe: Recipe) -> tuple[EncoderConfig, Path | None]:
     """The configuration to train, under the recipe's name, and the checkpoint folder to start from."""
+    changes: dict[str, object] = {"name": recipe.name, "dim": None}
+    if recipe.objective.matryoshka is not None:
+        changes["matryoshka"] = recipe.objective.matryoshka
     if recipe.encoder is not None:
-        return recipe.encoder.model_copy(update={"name": recipe.name}), None
+        return recipe.encoder.model_copy(update=changes), None
     assert recipe.start is not None
     found = checkpoints.find(recipe.start)
-    return found.config.model_copy(update={"name": recipe.name}), found.folder
+    return found.config.model_copy(update=changes), found.folder
 
 
 def _log_after(path: Path, step: int) -> Path:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from epic_search.cli.index import default_name
+from epic_search.encoder import Encoder
+from epic_search.encoder.config import EncoderConfig
 from tests.cli.conftest import DOCUMENTS, Run
 
 DEMONSTRATION = {"query": "q", "passage": "p"}
@@ -180,3 +182,20 @@ def test_an_encoder_that_reads_texts(run: Run, corpus: Path, tiny_text_folder: P
     demos.write_text(json.dumps({"query": "q", "passage": "p" * 65}) + "\n")
     said = run("query", "a question", "--demos", demos, code=2).stderr
     assert "the passage of demonstration 1 takes 65 tokens, and tiny-text reads 64" in " ".join(said.split())
+
+
+def test_an_index_of_fewer_dimensions(
+    run: Run, corpus: Path, tiny_config: EncoderConfig, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config.model_copy(update={"matryoshka": [16]})
+    Encoder.create(config, start=tiny_encoder_folder, device="cpu").save(tmp_path / "encoder")
+    run("index", corpus, "--encoder", tmp_path / "encoder", "--dim", 16)
+    manifest = json.loads((tmp_path / "indexes" / "corpus" / "manifest.json").read_text())
+    assert (manifest["dim"], manifest["cut_to"]) == (16, 16)
+    assert json.loads(run("index", corpus, "--json").stdout)["unchanged"] == 3, "it goes on with the same encoder"
+    texts = [f"{DOCUMENTS[0]['title']}\n{DOCUMENTS[0]['text']}"]
+    small = Encoder.load(tmp_path / "encoder", dim=16)
+    expected = small.encode_passages(texts) @ small.encode_queries(["how do I read a csv file"])[0]
+    assert scores(run)["1"] == pytest.approx(expected[0], abs=0.02)
+    assert "16 dimensions), and this is" in run("index", corpus, "--dim", 64, code=2).stderr
+    assert "32 were asked for" in run("index", corpus, "--name", "other", "--dim", 32, code=2).stderr

@@ -28,6 +28,10 @@ def encoder(request: pytest.FixtureRequest) -> tuple[Encoder, float]:
     return Encoder.load("epic-mini", device="cpu", dtype=dtype), least
 
 
+def test_indexes_made_with_it_stay_usable(encoder: tuple[Encoder, float]) -> None:
+    assert encoder[0].fingerprint == "11aefdf9912d4e9d66fccb1d309fed65"
+
+
 @pytest.mark.parametrize("k", [0, 2])
 def test_alone_batched_packed_and_padded_agree(encoder: tuple[Encoder, float], k: int) -> None:
     model, least = encoder

@@ -11,6 +11,7 @@ pytest.importorskip("mteb")
 
 from datasets import Dataset
 
+from epic_search.encoder import Encoder
 from epic_search.errors import UserError
 from epic_search.evaluation import models as module
 from epic_search.evaluation.models import BM25Model, Condition, EncoderModel, Settings, find_model
@@ -146,6 +147,19 @@ def test_max_length_caps_what_an_encoder_reads(tiny_encoder_folder: Path, tmp_pa
     capped, longer = find(str(tiny_encoder_folder), max_length=16), find(str(tiny_encoder_folder), max_length=4096)
     assert (capped.encoder.config.max_length, longer.encoder.config.max_length) == (16, 64)
     assert bind(capped, tmp_path).settings["max_length"] == 16
+
+
+def test_dim_cuts_the_vectors_of_our_encoders(
+    tiny_config: Any, tiny_encoder_folder: Path, sentence_transformer_folder: Path, tmp_path: Path
+) -> None:
+    config = tiny_config.model_copy(update={"matryoshka": [16]})
+    Encoder.create(config, start=tiny_encoder_folder, device="cpu").save(tmp_path / "encoder")
+    small = find(str(tmp_path / "encoder"), dim=16)
+    assert bind(small, tmp_path).model.encoder.dim == 16
+    assert small.meta(Condition()).experiment_kwargs == {"dim": 16}
+    with pytest.raises(UserError, match="8 were asked for"):
+        find(str(tmp_path / "encoder"), dim=8)
+    assert find(f"st:{sentence_transformer_folder}", dim=8).meta(Condition()).experiment_kwargs is None
 
 
 def test_what_stands_behind_max_length_changes_nothing(tiny_encoder_folder: Path) -> None:

@@ -24,7 +24,7 @@ class StandIn:
         self.name = self.reference = name
         self.dim = dim
         self.fingerprint = f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):032x}"
-        self.config = SimpleNamespace(max_length=max_length)
+        self.config = SimpleNamespace(max_length=max_length, dim=None)
         self.delay = delay
         self.encoded: list[str] = []
 

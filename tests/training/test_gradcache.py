@@ -86,3 +86,13 @@ def test_only_one_group_has_its_activations_in_memory(encoder: Encoder, monkeypa
     gradients(encoder, cached=True, budget=64, demonstrations=5)
     assert sum(graphs) == 4 * len(PAIRS), "each row once: queries, passages, negatives, queries with demonstrations"
     assert max(graphs) < len(PAIRS)
+
+
+def test_gradients_with_the_losses_of_parts(encoder: Encoder) -> None:
+    encoder.config = encoder.model.config = encoder.config.model_copy(update={"matryoshka": [16, 32]})
+    settings = {"demonstrations": 3, "half_weight": 0.5}
+    plain_loss, plain = gradients(encoder, cached=False, budget=4096, **settings)
+    cached_loss, cached = gradients(encoder, cached=True, budget=64, **settings)
+    assert cached_loss == pytest.approx(plain_loss, abs=1e-4)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=2e-3, atol=2e-5)

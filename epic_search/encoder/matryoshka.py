@@ -1,0 +1,38 @@
+"""Matryoshka vectors (arXiv 2205.13147): the first dimensions of a vector, at unit length again, are a vector, too.
+
+With pooling "concat" a vector has two halves, of the Contextual and of the EOS state. An encoder that was trained for
+truncation has their dimensions in turn, so that each prefix is made of both; others have one half after the other.
+
+Shapes: N vectors, E their width, D = E / 2 the width of a half.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from epic_search.encoder.config import EncoderConfig
+
+
+def join(context_ND: Tensor, last_ND: Tensor, config: EncoderConfig) -> Tensor:
+    """(N, E) vectors of the two halves."""
+    if config.matryoshka:
+        return torch.stack([context_ND, last_ND], dim=-1).flatten(-2)
+    return torch.cat([context_ND, last_ND], dim=-1)
+
+
+def halves(vectors_NE: Tensor, config: EncoderConfig) -> tuple[Tensor, Tensor]:
+    """The Contextual and the EOS half of vectors, (N, D) each: what `join` was given."""
+    if config.matryoshka:
+        return vectors_NE[:, 0::2], vectors_NE[:, 1::2]
+    context_ND, last_ND = vectors_NE.chunk(2, dim=-1)
+    return context_ND, last_ND
+
+
+def turns(width: int) -> Tensor:
+    """(E,) where each dimension of a vector with its halves in turn is, in one that has one half after the other."""
+    return torch.arange(width).view(2, -1).T.flatten()
+
+
+def truncate(vectors_NE: Tensor, dim: int) -> Tensor:
+    """(N, dim) unit-length vectors of the first dimensions; whole vectors stay as they are."""
+    return vectors_NE if dim == vectors_NE.shape[-1] else F.normalize(vectors_NE[:, :dim], dim=-1)
