@@ -10,6 +10,7 @@ import typer
 
 import epic_search
 from epic_search.cli import console, options
+from epic_search.cli.train_explain import explain as print_explanation
 from epic_search.cli.train_mine import mine
 from epic_search.cli.train_status import status
 from epic_search.errors import UserError
@@ -55,6 +56,16 @@ def run(
         ),
     ] = None,
     device: options.Device = "auto",
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            help="Instead of training, say what a key of a recipe means, its default and the reason for it, as "
+            "objective.temperature; of a table all keys; of 'all' every key.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Train an encoder from a recipe.
@@ -65,6 +76,9 @@ def run(
 
     See also: epic-search train mine --help, epic-search train status --help
     """
+    if explain is not None:
+        print_explanation(explain, json=json)
+        return
     path = recipe_path(recipe or DEFAULT_RECIPE)
     with console.working("loading"):
         from epic_search.training.recipe import load

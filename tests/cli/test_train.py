@@ -160,3 +160,15 @@ def test_mining_mistakes(run: Run, recipe: Path) -> None:
 
 def _backbone(recipe: Path) -> str:
     return next(line for line in recipe.read_text().splitlines() if line.startswith("backbone")).split('"')[1]
+
+
+def test_explaining_a_key(run: Run) -> None:
+    header, line = (line.split("\t") for line in run("train", "--explain", "objective.temperature").stdout.splitlines())
+    found = dict(zip(header, line, strict=True))
+    assert (found["key"], found["type"], found["default"]) == ("objective.temperature", "number", "0.02")
+    every = run("train", "--explain", "all").stdout.splitlines()
+    assert {"optimizer.steps", "encoder.lora.rank", "data.labels.weight"} <= {row.split("\t")[0] for row in every}
+    [key] = json.loads(run("train", "--explain", "optimizer.steps", "--json").stdout)
+    assert (key["required"], key["default"], key["allowed"]) == (True, None, "at least 1")
+    said = run("train", "--explain", "objective.temprature", code=2).stderr
+    assert "has no key 'objective.temprature'; the nearest are objective.temperature" in said
