@@ -4,7 +4,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -55,6 +55,10 @@ def run(
             file_okay=False,
         ),
     ] = None,
+    tracker: Annotated[
+        Literal["tensorboard"] | None,
+        typer.Option("--tracker", help="Write every number to a tracker, too: RUN/tensorboard.", show_default=False),
+    ] = None,
     device: options.Device = "auto",
     explain: Annotated[
         str | None,
@@ -87,7 +91,15 @@ def run(
         loaded = load(path)
     folder = out or Path("runs") / loaded.name
     with console.progress_bar(f"training {console.printable(loaded.name)}") as bar:
-        result = train(loaded, out=folder, resume=resume, device=device, report=_reporter(bar), say=console.note)
+        result = train(
+            loaded,
+            out=folder,
+            resume=resume,
+            device=device,
+            tracker=tracker,
+            report=_reporter(bar),
+            say=console.note,
+        )
     if json:
         console.print_json(
             {

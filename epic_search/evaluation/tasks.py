@@ -77,14 +77,15 @@ def folder_task(
     set_aside: int | None = None,
     own_document: str | None = None,
     split: str = TEST,
-    documents: int | None = None,
+    keep: int | None = None,
 ) -> EvalTask:
     """A local folder as a task; reads and checks all of it.
 
     `limit`: so many test rows (queries in retrieval and reranking, of which the corpus stays whole), always the same.
     `set_aside`: so many test rows are taken out of the test and become its training split.
     `split`: the rows that are tested. Of "train" those that `limit` leaves stay the training split.
-    `documents`: keep of a corpus what the test queries are judged on, and of others so many that it holds this many.
+    `keep`: so many rows are kept of a training split, and of a corpus so many documents: those that the test queries
+    are judged on, and others.
     `own_document`: the query "t17" was made from the document "17" where this is "t"; a query's own document is no hit.
     `instruction`: "" for none; by default what `instructions.toml` says.
     Raises UserError for data that cannot be read and for options that do not fit them.
@@ -99,6 +100,9 @@ def folder_task(
             )
         set_aside = total - limit
     splits = _draw(folder, limit=limit, set_aside=set_aside)
+    if TRAIN in splits and keep is not None:
+        size = len(next(iter(splits[TRAIN].values())))
+        splits[TRAIN] = _rows(splits[TRAIN], np.random.default_rng(SEED).permutation(size)[:keep])
     if own_document is not None:
         splits = {split: _own_ids(folder, columns, own_document) for split, columns in splits.items()}
     if folder.kind == "classification" and TRAIN not in splits:
@@ -108,9 +112,9 @@ def folder_task(
     if instruction is None:
         instruction = instruction_for(name, folder.kind)
     options = {"kind": folder.kind, "limit": limit, "set_aside": set_aside, "own_document": own_document}
-    if documents is not None:
-        options["documents"] = documents
-    corpus = _test_corpus(folder, splits[TEST], documents)
+    if keep is not None:
+        options["keep"] = keep
+    corpus = _test_corpus(folder, splits[TEST], keep)
     revision = hashlib.sha256(f"{folder.digest} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
     attributes = _attributes(folder, splits)
     if own_document is not None:
@@ -212,16 +216,16 @@ def _rows(columns: Columns, chosen: np.ndarray) -> Columns:
     return {name: [values[i] for i in np.sort(chosen)] for name, values in columns.items()}
 
 
-def _test_corpus(folder: Folder, test: Columns, documents: int | None) -> Columns | None:
-    """The corpus that the test searches, cut to `documents` as `folder_task` says; None for kinds without one."""
-    if folder.corpus is None or documents is None:
+def _test_corpus(folder: Folder, test: Columns, keep: int | None) -> Columns | None:
+    """The corpus that the test searches, cut to `keep` as `folder_task` says; None for kinds without one."""
+    if folder.corpus is None or keep is None:
         return folder.corpus
     ids = folder.corpus["id"]
     judged = {document for relevant in test["relevant"] for document in relevant}
     kept = [i for i, document in enumerate(ids) if document in judged]
     if folder.kind == "retrieval":  # in reranking other documents are nobody's candidates
         others = [i for i in np.random.default_rng(SEED).permutation(len(ids)) if ids[i] not in judged]
-        kept += others[: max(0, documents - len(kept))]
+        kept += others[: max(0, keep - len(kept))]
     return _rows(folder.corpus, np.array(kept))
 
 

@@ -15,6 +15,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional as F
 
+from epic_search.encoder.attention import PACKED
 from epic_search.encoder.batching import batches
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
@@ -24,7 +25,10 @@ from epic_search.training.recipe import Objective
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; the rest is for the log, None where no query of the batch counts."""
+    """`total` carries the gradient; the rest is for the log, None where no query of the batch counts.
+
+    `passage_cosine`: mean cosine between different passages of the batch; near 1 they have collapsed into one.
+    """
 
     total: Tensor
     without: float | None
@@ -32,6 +36,7 @@ class Losses:
     distillation: float | None
     accuracy_without: float | None
     accuracy_with: float | None
+    passage_cosine: float
     tokens: int
 
 
@@ -59,6 +64,16 @@ class Passes:
     def tokens(self) -> int:
         """Tokens of all rows."""
         return sum(len(row) for rows in (self.query_rows, self.passage_rows, self.demonstrated_rows) for row in rows)
+
+    def padding(self, layout: str, *, token_budget: int) -> float:
+        """Share of the backbone's input positions that hold no token of a row; 0 where rows are packed."""
+        if layout == PACKED:
+            return 0.0
+        positions = 0
+        for rows in (self.query_rows, self.passage_rows, self.demonstrated_rows):
+            for group in row_groups(rows, token_budget=token_budget):
+                positions += len(group) * max(len(rows[i]) for i in group)
+        return 1 - self.tokens / positions
 
     def soft(self, query_QE: Tensor, passage_PE: Tensor) -> list[Tensor]:
         """(2k, E) for each query: query 1, passage 1, query 2, ... of its demonstrations, as in a Prompt."""
@@ -149,8 +164,15 @@ def losses_of_vectors(
         distillation=distillation.item() if distillation is not None else None,
         accuracy_without=accuracy_1,
         accuracy_with=accuracy_2,
+        passage_cosine=mean_cosine(passage_PE.detach()),
         tokens=passes.tokens,
     )
+
+
+def mean_cosine(vectors_NE: Tensor) -> float:
+    """Mean cosine between different rows of unit length, from their sum: without the N x N products."""
+    N = len(vectors_NE)
+    return (vectors_NE.sum(dim=0).square().sum().item() - N) / (N * (N - 1))
 
 
 def embed(

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from epic_search.encoder.config import EncoderConfig, StrictModel, load_toml
 from epic_search.errors import UserError
+from epic_search.training.dev import Dev
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
 DEFAULT_DATA = "../shared/data"
@@ -260,6 +261,7 @@ class Recipe(StrictModel):
     data: Data
     objective: Objective = Objective()
     optimizer: Optimizer
+    dev: Dev | None = None
     checkpoint_steps: int = Field(
         50,
         ge=1,
@@ -271,6 +273,12 @@ class Recipe(StrictModel):
     def _one_beginning(self) -> "Recipe":
         if (self.start is None) == (self.encoder is None):
             raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> "Recipe":
+        if self.dev is not None and not self.dev.tasks and not (self.dev.heldout and self.data.heldout):
+            raise ValueError("[dev] has nothing to measure: add tasks, or hold pairs out with data.heldout")
         return self
 
 

@@ -57,12 +57,13 @@ def test_of_the_training_split_the_rest_stays_for_training(data: Data) -> None:
 
 def test_a_corpus_is_cut_to_what_the_queries_need_and_some_more(data: Data) -> None:
     folder = data("retrieval", test=30, train=10)
-    made = loaded(folder_task(folder, limit=5, documents=8))
+    made = loaded(folder_task(folder, limit=5, keep=8))
     test, train = made.dataset["default"]["test"], made.dataset["default"]["train"]
     needed = {document for judged in test["relevant_docs"].values() for document in judged}
     assert len(needed) == 5 and needed <= set(test["corpus"]["id"]) and len(test["corpus"]) == 8
+    assert len(train["relevant_docs"]) == 8
     assert len(train["corpus"]) == 40, "demonstrations are drawn from the whole"
-    reranking = loaded(folder_task(data("reranking", test=30), limit=5, documents=100))
+    reranking = loaded(folder_task(data("reranking", test=30), limit=5, keep=100))
     assert len(reranking.dataset["default"]["test"]["corpus"]) == 5 * 3, "the candidates, and nothing besides"
 
 

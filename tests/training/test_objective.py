@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from epic_search.encoder import Encoder
-from epic_search.training.objective import demonstrated, draw_demonstrations, embed, epic_losses, info_nce, prepare
+from epic_search.encoder.batching import pad
+from epic_search.training.objective import (
+    demonstrated,
+    draw_demonstrations,
+    embed,
+    epic_losses,
+    info_nce,
+    mean_cosine,
+    prepare,
+    row_groups,
+)
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
 from epic_search.training.recipe import Objective
 
@@ -113,3 +123,23 @@ def test_info_nce_leaves_out_what_is_not_allowed_and_what_beats_the_positive_by_
     assert told.item() == pytest.approx(second, rel=1e-4)
     nobody, _ = info_nce(scores_QP, allowed_QP, torch.tensor([False, False]), objective)
     assert nobody.item() == 0
+
+
+def test_what_a_step_shows_besides_its_losses(encoder: Encoder) -> None:
+    """Padding as counted in the padded batches themselves, and the mean of all products of different passages."""
+    passes = prepare(encoder, batch_of(PAIRS), Objective(demonstrations=2), rng=np.random.default_rng(1), max_length=64)
+    empty = positions = 0
+    for rows in (passes.query_rows, passes.passage_rows, passes.demonstrated_rows):
+        for group in row_groups(rows, token_budget=100):
+            mask_BL = pad([rows[i].ids for i in group], device=encoder.device).mask_BL
+            assert mask_BL is not None
+            empty, positions = empty + int((mask_BL == 0).sum()), positions + mask_BL.numel()
+    assert passes.padding("padded", token_budget=100) == pytest.approx(empty / positions) and empty
+    assert passes.padding("packed", token_budget=100) == 0
+
+    result = epic_losses(encoder, passes, Objective(), token_budget=100)
+    passage_PE = encoder.encode_passages(passes.batch.passages)
+    cosine_PP = passage_PE @ passage_PE.T
+    P = len(passage_PE)
+    assert result.passage_cosine == pytest.approx(cosine_PP[~np.eye(P, dtype=bool)].mean(), abs=1e-5)
+    assert mean_cosine(torch.ones(5, 4) / 2) == pytest.approx(1)
