@@ -4,12 +4,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import epic_search
 from epic_search.cli import console, options
+from epic_search.cli.train_explain import explain as print_explanation
 from epic_search.cli.train_mine import mine
 from epic_search.cli.train_status import status
 from epic_search.errors import UserError
@@ -54,7 +55,21 @@ def run(
             file_okay=False,
         ),
     ] = None,
+    tracker: Annotated[
+        Literal["tensorboard"] | None,
+        typer.Option("--tracker", help="Write every number to a tracker, too: RUN/tensorboard.", show_default=False),
+    ] = None,
     device: options.Device = "auto",
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            help="Instead of training, say what a key of a recipe means, its default and the reason for it, as "
+            "objective.temperature; of a table all keys; of 'all' every key.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Train an encoder from a recipe.
@@ -65,6 +80,9 @@ def run(
 
     See also: epic-search train mine --help, epic-search train status --help
     """
+    if explain is not None:
+        print_explanation(explain, json=json)
+        return
     path = recipe_path(recipe or DEFAULT_RECIPE)
     with console.working("loading"):
         from epic_search.training.recipe import load
@@ -73,7 +91,15 @@ def run(
         loaded = load(path)
     folder = out or Path("runs") / loaded.name
     with console.progress_bar(f"training {console.printable(loaded.name)}") as bar:
-        result = train(loaded, out=folder, resume=resume, device=device, report=_reporter(bar), say=console.note)
+        result = train(
+            loaded,
+            out=folder,
+            resume=resume,
+            device=device,
+            tracker=tracker,
+            report=_reporter(bar),
+            say=console.note,
+        )
     if json:
         console.print_json(
             {

@@ -13,7 +13,7 @@ from epic_search.cli import console, options
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from epic_search.training.status import RunStatus
+    from epic_search.training.status import DevTrend, RunStatus
 
 WATCH_SECONDS = 5.0
 NAMES = {
@@ -24,6 +24,7 @@ NAMES = {
     "text_distillation": "distance from text demonstrations",
     "accuracy_without": "accuracy without demonstrations",
     "accuracy_with": "accuracy with demonstrations",
+    "passage_cosine": "cosine between passages",
     "gradient_norm": "gradient norm",
 }
 QUALITIES = {"nDCG@10": "ndcg_at_10", "accuracy@1": "accuracy_at_1", "MRR": "mrr"}
@@ -89,6 +90,13 @@ def _print(status: "RunStatus") -> None:
             if trend.start is not None or trend.now is not None
         ]
         console.print_table(["", "start", "now"], rows, numbers=["start", "now"], header=True)
+    if status.dev:
+        _heading("")
+        numbers = ["start", "now", "with demonstrations", "shuffled", "gain"]
+        rows = [[f"{task.name} ({task.metric})", *_dev_cells(task)] for task in status.dev]
+        console.print_table(
+            [f"dev suite, step {status.dev[0].steps[-1]}", *numbers], rows, numbers=numbers, header=True
+        )
     if status.before:
         _heading(f"on {status.before['pairs']} pairs that were held out")
         after = status.after or {}
@@ -115,9 +123,20 @@ def _fields(status: "RunStatus") -> Iterator[tuple[str, str]]:
     yield "time", f"{duration(status.seconds)}{left}"
     yield "rate", f"{status.tokens_per_second:,.0f} tokens/s, {status.pairs_per_second:.1f} pairs/s"
     yield "learning rate", f"{status.learning_rate:.2g}"
+    if status.memory_mb is not None:
+        yield "peak memory", f"{status.memory_mb:,.0f} MB"
+    if status.padding is not None:
+        yield "padding", f"{status.padding:.1%} of input positions"
     yield "checkpoint", f"step {status.checkpoint_step}" if status.checkpoint_step is not None else "none yet"
     if status.state == "running" and status.quiet_seconds is not None:
         yield "last line", f"{duration(status.quiet_seconds)} ago"
+
+
+def _dev_cells(task: "DevTrend") -> Iterator[str]:
+    """Scores without demonstrations then and now, and now with true and with shuffled ones and their difference."""
+    true, shuffled = task.now.get("with_demonstrations"), task.now.get("shuffled")
+    gain = true - shuffled if true is not None and shuffled is not None else None
+    return map(_number, (task.start["without"], task.now["without"], true, shuffled, gain))
 
 
 def _clear() -> None:

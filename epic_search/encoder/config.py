@@ -39,61 +39,128 @@ class StrictModel(BaseModel):
 
 
 class ContextualConfig(StrictModel):
-    """The Contextual token (Causal2Vec, arXiv 2507.23386): a small bidirectional encoder reads the whole text first.
+    """The Contextual token (Causal2Vec, arXiv 2507.23386): a small bidirectional encoder reads the whole text first."""
 
-    `position`: right before the text's own tokens ("after_prefix", so that the constant prefix of a prompt stays the
-    same for every text) or before the instruction ("before_prefix").
-    `gain`: norm of the token at initialisation, in units of the mean token-embedding norm.
-    `residual`: add the Contextual encoder's own vector to the pooled states (see `residual.py`).
-    """
-
-    encoder: str
-    max_length: int = Field(256, ge=8)
-    position: Literal["after_prefix", "before_prefix"] = "after_prefix"
-    projector: Literal["linear", "mlp"] = "mlp"
-    gain: float = Field(1.0, gt=0)
-    residual: bool = False
+    encoder: str = Field(
+        description="The small BERT or MPNet model that reads the text, by name, folder or hub id; it stays frozen. "
+        "Which one the paper uses is not published in what we could read."
+    )
+    max_length: int = Field(
+        256,
+        ge=8,
+        description="Tokens of a text that it reads, at most. Our choice: what all-MiniLM-L6-v2 is used with.",
+    )
+    position: Literal["after_prefix", "before_prefix"] = Field(
+        "after_prefix",
+        description="Where the token stands: right before the text's own tokens, or before the instruction. Not "
+        "published in what we could read. Our choice: after the prefix, so that the constant part of a prompt stays "
+        "the same for every text and can be computed once.",
+    )
+    projector: Literal["linear", "mlp"] = Field(
+        "mlp",
+        description="What maps the encoder's vector to an input token; mlp is Linear-GELU-Linear. Our choice: xRAG "
+        "(arXiv 2405.13792) maps embeddings into a frozen model with one.",
+    )
+    gain: float = Field(
+        1.0,
+        gt=0,
+        description="Norm of the token at the start, in units of the mean token-embedding norm. Our choice: that of an "
+        "ordinary token.",
+    )
+    residual: bool = Field(
+        False,
+        description="Whether the encoder's own vector is added to the pooled states, so that training starts from its "
+        "quality and the decoder only adds to it (see `residual.py`). Our choice, in neither paper: few layers and "
+        "steps lost more of it than they brought.",
+    )
 
 
 class SoftTokenConfig(StrictModel):
     """How a demonstration's embedding becomes one input token (EPIC, arXiv 2605.01372)."""
 
-    projector: Literal["identity", "rescale", "linear", "mlp"] = "mlp"
+    projector: Literal["identity", "rescale", "linear", "mlp"] = Field(
+        "mlp",
+        description="What maps an embedding to an input token: the vector itself, scaled to a token's norm, or a "
+        "learned map; mlp is Linear-GELU-Linear. EPIC's is not published in what we could read. Our choice: as xRAG "
+        "(arXiv 2405.13792), started so that lengths and angles survive; a linear map mostly works, too (Vector-ICL, "
+        "arXiv 2410.05629).",
+    )
 
 
 class LoraSettings(StrictModel):
     """Low-rank adapters on the backbone's linear layers, through peft."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = "all-linear"
+    rank: int = Field(
+        16,
+        ge=1,
+        description="Rank of the update of a layer. Published: 16 in LLM2Vec (arXiv 2404.05961), 64 in bge-en-icl "
+        "(arXiv 2409.15700).",
+    )
+    alpha: int = Field(
+        32,
+        ge=1,
+        description="The update is multiplied by alpha / rank. Published: 32 in LLM2Vec (arXiv 2404.05961) and in "
+        "bge-en-icl (arXiv 2409.15700).",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of an adapter's inputs that training sets to zero. Our choice: none, since runs are short; "
+        "LLM2Vec (arXiv 2404.05961) takes 0.05.",
+    )
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="The layers that get an adapter, by name. Published: all seven linear layers of a block in LLM2Vec "
+        "(arXiv 2404.05961).",
+    )
 
 
 class EncoderConfig(StrictModel):
-    """A backbone and what turns it into a text encoder.
+    """A backbone and what turns it into a text encoder."""
 
-    `max_length` bounds the tokens of a text itself; prompts come on top and are never cut.
-    `pooling`: last hidden state of the EOS token ("last"), mean over the text's tokens ("mean"), or Contextual and EOS
-    states concatenated ("concat", Causal2Vec: twice the backbone's width).
-    `demonstrations`: what it is trained to read, soft tokens (EPIC) or texts (bge-en-icl, arXiv 2409.15700).
-    `matryoshka`: widths, besides the whole, that vectors were trained to be cut to (see `matryoshka.py`); `dim`: the
-    one they are cut to.
-    """
-
-    format: int = FORMAT
-    name: str
-    backbone: str
-    layers: int | None = Field(None, ge=1)
-    max_length: int = Field(512, ge=8)
-    pooling: Literal["last", "mean", "concat"] = "last"
+    format: int = Field(FORMAT, description="Version of this configuration's form; leave it out.")
+    name: str = Field(description="Name of the encoder; in a recipe the recipe's own name takes its place.")
+    backbone: str = Field(description="The decoder-only language model, by name, folder or hub id; it stays frozen.")
+    layers: int | None = Field(
+        None,
+        ge=1,
+        description="Keep only the first so many layers of the backbone, for speed. By default all of them.",
+    )
+    max_length: int = Field(
+        512,
+        ge=8,
+        description="Tokens of a text itself that are read; prompts come on top and are never cut. Published: 512 in "
+        "LLM2Vec (arXiv 2404.05961).",
+    )
+    pooling: Literal["last", "mean", "concat"] = Field(
+        "last",
+        description="What the embedding is: the last hidden state of the EOS token (last), the mean over the text's "
+        "own tokens (mean), or Contextual and EOS states concatenated (concat, twice the backbone's width). Published: "
+        "last in bge-en-icl (arXiv 2409.15700), concat in Causal2Vec (arXiv 2507.23386).",
+    )
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
     # Left out where they say nothing new: encoders from before them keep their fingerprint.
-    demonstrations: DemonstrationKind = Field("soft", exclude_if=lambda kind: kind == "soft")
-    matryoshka: Widths | None = Field(None, exclude_if=lambda widths: widths is None)
-    dim: int | None = Field(None, ge=2, exclude_if=lambda dim: dim is None)
+    demonstrations: DemonstrationKind = Field(
+        "soft",
+        exclude_if=lambda kind: kind == "soft",
+        description="What the encoder is trained to read as demonstrations: soft tokens (EPIC, arXiv 2605.01372) or "
+        "texts (bge-en-icl, arXiv 2409.15700).",
+    )
+    matryoshka: Widths | None = Field(
+        None,
+        exclude_if=lambda widths: widths is None,
+        description="Widths, besides the whole, that vectors were trained to be cut to (see `matryoshka.py`). A recipe "
+        "says objective.matryoshka instead.",
+    )
+    dim: int | None = Field(
+        None,
+        ge=2,
+        exclude_if=lambda dim: dim is None,
+        description="The width that vectors are cut to. Not for a recipe: `--dim` of index and eval.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderConfig":

@@ -178,7 +178,7 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
     rows = [unwrapped(splits[train]) for _, splits in subsets(task) if train in splits]
     if train in task.eval_splits:  # a cross-validated task is tested on its training split
         rows = []
-    if not rows and kind in SEARCH_KINDS:
+    if not rows and kind in SEARCH_KINDS and getattr(task, "from_hub", True):
         rows = _hub_train_split(task)
     if not rows:
         raise UserError(

@@ -6,7 +6,8 @@
 - sts: `test.jsonl` of sentence1, sentence2, score; pair_classification: the same with a label of 0 or 1
 - classification: `train.jsonl` and `test.jsonl` of text, label; clustering: only a `test.jsonl` of these
 
-A training split is read wherever there is one (`train.jsonl`, `qrels/train.tsv`); other files are not looked at.
+A training split is read wherever there is one (`train.jsonl`, `qrels/train.tsv`). Another split (`dev.jsonl`,
+`qrels/dev.tsv`) can be read in place of the test; other files are not looked at.
 """
 
 import hashlib
@@ -51,19 +52,24 @@ class Folder:
     digest: str
 
 
-def read_folder(path: Path, *, kind: Kind | None = None) -> Folder:
+def read_folder(path: Path, *, kind: Kind | None = None, split: str = TEST) -> Folder:
     """Read a folder of data, of the kind that its files tell unless `kind` says it.
 
+    `split`: which one is read as the test; where it is "train", there is no training split beside it.
     Raises UserError that names what is wrong: the missing file, or the file, the line and the id or the field.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give a folder of evaluation data")
-    kind = kind or find_kind(path)
-    names = _files(path, kind)
+    there = sorted({file.stem for file in (*path.glob("*.jsonl"), *path.glob("qrels/*.tsv"))} - {"corpus", "queries"})
+    if split != TEST and split not in there:
+        choice = f"; choose one of {', '.join(there)}" if there else ""
+        raise UserError(f"{path} has no split '{split}'{choice}")
+    kind = kind or find_kind(path, split=split)
+    file_by_split = _files(path, kind, split)
     if kind == "retrieval":
-        corpus, splits = _read_retrieval(path, names)
+        corpus, splits = _read_retrieval(path, file_by_split)
     else:
-        splits = {name.removesuffix(".jsonl"): _read_rows(path / name, kind) for name in names}
+        splits = {name: _read_rows(path / file, kind) for name, file in file_by_split.items()}
         corpus = None
         if kind == "reranking":
             corpus, splits = _with_corpus(splits)
@@ -71,18 +77,19 @@ def read_folder(path: Path, *, kind: Kind | None = None) -> Folder:
             if kind == "classification":
                 _check_classes(path, splits)
             splits = _with_label_names(splits)
+    names = [*([CORPUS, QUERIES] if kind == "retrieval" else []), *file_by_split.values()]
     return Folder(path, kind, splits, corpus, _digest(path, names))
 
 
-def find_kind(path: Path) -> Kind:
+def find_kind(path: Path, *, split: str = TEST) -> Kind:
     """The kind that a folder's files and the fields of its first test row tell; UserError where they tell none."""
     if any((path / name).exists() for name in (CORPUS, QUERIES, "qrels")):
         return "retrieval"
-    test = path / "test.jsonl"
+    test = path / f"{split}.jsonl"
     if not test.is_file():
         raise UserError(
-            f"{path} is not a folder of evaluation data: it has neither test.jsonl nor, for retrieval, "
-            f"{CORPUS}, {QUERIES} and qrels/test.tsv"
+            f"{path} is not a folder of evaluation data: it has neither {split}.jsonl nor, for retrieval, "
+            f"{CORPUS}, {QUERIES} and qrels/{split}.tsv"
         )
     _, row = next(read_jsonl(test), (0, {}))
     for kind, fields in FIELDS.items():
@@ -94,17 +101,19 @@ def find_kind(path: Path) -> Kind:
     )
 
 
-def _files(path: Path, kind: Kind) -> list[str]:
-    """The files of a folder of this kind, relative to it; the first missing one is a UserError."""
+def _files(path: Path, kind: Kind, split: str) -> dict[str, str]:
+    """The files of "test", for which `split` stands in, and, where there is one, of "train", relative to the folder.
+
+    The first missing one that a folder of this kind needs is a UserError.
+    """
     assert kind in KINDS, f"{kind!r} is none of {KINDS}"
-    if kind == "retrieval":
-        needed, optional = [CORPUS, QUERIES, "qrels/test.tsv"], "qrels/train.tsv"
-    else:
-        needed, optional = ["test.jsonl"], "train.jsonl"
+    pattern = "qrels/{}.tsv" if kind == "retrieval" else "{}.jsonl"
+    test, train = pattern.format(split), pattern.format(TRAIN)
+    needed = [*([CORPUS, QUERIES] if kind == "retrieval" else []), test]
     for name in needed:
         if not (path / name).is_file():
             raise UserError(f"{path} lacks {name}; a folder for {kind} holds {', '.join(needed)}")
-    return [*needed, *([optional] if (path / optional).is_file() else [])]
+    return {TEST: test} | ({TRAIN: train} if train != test and (path / train).is_file() else {})
 
 
 def _digest(path: Path, names: list[str]) -> str:
@@ -208,21 +217,20 @@ def _with_corpus(splits: Mapping[str, Columns]) -> tuple[Columns, dict[str, Colu
     return corpus, asked
 
 
-def _read_retrieval(path: Path, names: list[str]) -> tuple[Columns, dict[str, Columns]]:
+def _read_retrieval(path: Path, file_by_split: Mapping[str, str]) -> tuple[Columns, dict[str, Columns]]:
     corpus = _read_texts(path / CORPUS)
     queries = _read_texts(path / QUERIES)
     text_by_query = dict(zip(queries["id"], queries["text"], strict=True))
     documents = frozenset(corpus["id"])
     splits = {}
-    for name in names:
-        if name.endswith(".tsv"):
-            judged = _read_qrels(path / name, text_by_query, documents)
-            asked = [query for query in text_by_query if query in judged]
-            splits[Path(name).stem] = {
-                "id": asked,
-                "text": [text_by_query[query] for query in asked],
-                "relevant": [judged[query] for query in asked],
-            }
+    for split, file in file_by_split.items():
+        judged = _read_qrels(path / file, text_by_query, documents)
+        asked = [query for query in text_by_query if query in judged]
+        splits[split] = {
+            "id": asked,
+            "text": [text_by_query[query] for query in asked],
+            "relevant": [judged[query] for query in asked],
+        }
     return corpus, splits
 
 

@@ -132,7 +132,7 @@ def _run(
     _require_same_data(plan, jobs, cache, out)
     done = RunReport()
     _save_run(plan, out, done)
-    _hush()
+    hush()
     offline = ""  # the first failure for want of a network: further tasks from the hub need not wait for theirs
     for number, (model, task, condition) in enumerate(jobs, 1):
         here = Progress("running", number, len(jobs), model.label, task.name, str(condition))
@@ -292,7 +292,7 @@ def _save_run(plan: Plan, out: Path, report: RunReport) -> None:
     write_json(out / RUN_FILE, run.model_dump())
 
 
-def _hush() -> None:
+def hush() -> None:
     """Let libraries keep their progress bars and remarks to themselves: the reporter tells what goes on."""
     import datasets
     from transformers.utils import logging as transformers_logging

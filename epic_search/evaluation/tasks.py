@@ -76,17 +76,33 @@ def folder_task(
     limit: int | None = None,
     set_aside: int | None = None,
     own_document: str | None = None,
+    split: str = TEST,
+    keep: int | None = None,
 ) -> EvalTask:
     """A local folder as a task; reads and checks all of it.
 
     `limit`: so many test rows (queries in retrieval and reranking, of which the corpus stays whole), always the same.
     `set_aside`: so many test rows are taken out of the test and become its training split.
+    `split`: the rows that are tested. Of "train" those that `limit` leaves stay the training split.
+    `keep`: so many rows are kept of a training split, and of a corpus so many documents: those that the test queries
+    are judged on, and others.
     `own_document`: the query "t17" was made from the document "17" where this is "t"; a query's own document is no hit.
     `instruction`: "" for none; by default what `instructions.toml` says.
     Raises UserError for data that cannot be read and for options that do not fit them.
     """
-    folder = read_folder(path, kind=kind)
+    folder = read_folder(path, kind=kind, split=split)
+    if split == TRAIN:
+        assert limit is not None and set_aside is None, (limit, set_aside)
+        total = len(next(iter(folder.splits[TEST].values())))
+        if limit >= total:
+            raise UserError(
+                f"{path} has {total} training rows, and limit = {limit} leaves none to learn from; lower it"
+            )
+        set_aside = total - limit
     splits = _draw(folder, limit=limit, set_aside=set_aside)
+    if TRAIN in splits and keep is not None:
+        size = len(next(iter(splits[TRAIN].values())))
+        splits[TRAIN] = _rows(splits[TRAIN], np.random.default_rng(SEED).permutation(size)[:keep])
     if own_document is not None:
         splits = {split: _own_ids(folder, columns, own_document) for split, columns in splits.items()}
     if folder.kind == "classification" and TRAIN not in splits:
@@ -96,13 +112,16 @@ def folder_task(
     if instruction is None:
         instruction = instruction_for(name, folder.kind)
     options = {"kind": folder.kind, "limit": limit, "set_aside": set_aside, "own_document": own_document}
+    if keep is not None:
+        options["keep"] = keep
+    corpus = _test_corpus(folder, splits[TEST], keep)
     revision = hashlib.sha256(f"{folder.digest} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
     attributes = _attributes(folder, splits)
     if own_document is not None:
         attributes["ignore_identical_ids"] = True
 
     def make() -> "AbsTask":
-        return _mteb_class(folder, splits, name, revision, instruction, attributes)()
+        return _mteb_class(folder, splits, corpus, name, revision, instruction, attributes)()
 
     return EvalTask(name, folder.kind, make, instruction or None, pairs, origin=str(path.resolve()))
 
@@ -197,6 +216,19 @@ def _rows(columns: Columns, chosen: np.ndarray) -> Columns:
     return {name: [values[i] for i in np.sort(chosen)] for name, values in columns.items()}
 
 
+def _test_corpus(folder: Folder, test: Columns, keep: int | None) -> Columns | None:
+    """The corpus that the test searches, cut to `keep` as `folder_task` says; None for kinds without one."""
+    if folder.corpus is None or keep is None:
+        return folder.corpus
+    ids = folder.corpus["id"]
+    judged = {document for relevant in test["relevant"] for document in relevant}
+    kept = [i for i, document in enumerate(ids) if document in judged]
+    if folder.kind == "retrieval":  # in reranking other documents are nobody's candidates
+        others = [i for i in np.random.default_rng(SEED).permutation(len(ids)) if ids[i] not in judged]
+        kept += others[: max(0, keep - len(kept))]
+    return _rows(folder.corpus, np.array(kept))
+
+
 def _own_ids(folder: Folder, columns: Columns, prefix: str) -> Columns:
     if folder.kind != "retrieval":
         raise UserError(f"own_document = '{prefix}' is for retrieval, and {folder.path} is {folder.kind}")
@@ -239,6 +271,7 @@ def _attributes(folder: Folder, splits: dict[str, Columns]) -> dict[str, Any]:
 def _mteb_class(
     folder: Folder,
     splits: dict[str, Columns],
+    corpus: Columns | None,
     name: str,
     revision: str,
     instruction: str | None,
@@ -269,28 +302,30 @@ def _mteb_class(
 
     def load_data(self: "AbsTask", *args: Any, **options: Any) -> None:
         if not self.data_loaded:
-            self.dataset = _dataset(folder, splits)
+            self.dataset = _dataset(folder, splits, corpus)
             self.data_loaded = True
 
-    return type("FolderTask", (bases[folder.kind],), {"metadata": metadata, "load_data": load_data, **attributes})
+    own = {"metadata": metadata, "load_data": load_data, "from_hub": False}
+    return type("FolderTask", (bases[folder.kind],), own | attributes)
 
 
-def _dataset(folder: Folder, splits: dict[str, Columns]) -> Any:
+def _dataset(folder: Folder, splits: dict[str, Columns], corpus: Columns | None) -> Any:
     """The splits in the form that mteb's task class of this kind has after loading."""
     from datasets import Dataset, DatasetDict
 
-    if folder.corpus is None:
+    if folder.corpus is None or corpus is None:
         if folder.kind == "pair_classification":  # mteb calls the column "labels" here
             splits = {
                 split: {("labels" if name == "label" else name): values for name, values in columns.items()}
                 for split, columns in splits.items()
             }
         return DatasetDict({split: Dataset.from_dict(columns) for split, columns in splits.items()})
-    corpus = Dataset.from_dict(folder.corpus)
+    whole = Dataset.from_dict(folder.corpus)
+    tested = whole if corpus is folder.corpus else Dataset.from_dict(corpus)
     return {
         "default": {
             split: {
-                "corpus": corpus,
+                "corpus": tested if split == TEST else whole,
                 "queries": Dataset.from_dict({"id": columns["id"], "text": columns["text"]}),
                 "relevant_docs": dict(zip(columns["id"], columns["relevant"], strict=True)),
                 "top_ranked": dict(zip(columns["id"], columns["candidates"], strict=True))

@@ -23,7 +23,7 @@ class LabelSource:
     """One file of labelled texts."""
 
     def __init__(self, path: Path, data: LabelData, *, weight: float) -> None:
-        self.name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.name = f"labels/{path.name.removesuffix('.gz').removesuffix('.jsonl')}"
         self.weight = weight
         self._data = data
         self._texts: list[str] = []
@@ -71,7 +71,7 @@ class LabelSource:
                 )
             allowed_QP[i, i] = True
         return TrainBatch(
-            source=f"labels/{self.name}",
+            source=self.name,
             queries=[self._texts[query] for query, _, _ in drawn],
             tasks=[INSTRUCTION.format(view=views[g].replace("_", " ")) if shown[g] else None for g in group_Q],
             group_Q=group_Q,

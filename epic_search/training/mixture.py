@@ -3,6 +3,7 @@
 So a resumed run sees the same batches as one that was never stopped, without saving a position.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,10 @@ _SCHEDULE, _ROWS, _BATCH, _HELDOUT = range(4)
 
 
 class Mixture:
-    """The batches of a run. `heldout` are pairs that no batch contains."""
+    """The batches of a run. `heldout` are pairs that no batch contains; `planned` are the steps of each source.
+
+    A source with fewer pairs than a batch takes is left out: it is planned for no step.
+    """
 
     def __init__(self, data: Data, *, batch_size: int, steps: int, seed: int) -> None:
         self._seed, self._batch_size = seed, batch_size
@@ -36,19 +40,19 @@ class Mixture:
             for name, rows in pairs.items()
             if len(rows) >= batch_size
         ]
-        self.left_out = [f"{name} ({len(rows)} pairs)" for name, rows in pairs.items() if len(rows) < batch_size]
+        left_out = {name: len(rows) for name, rows in pairs.items() if len(rows) < batch_size}
         self.sources += [
             LabelSource(path, labels, weight=labels.weight) for labels in data.labels for path in expand(labels.files)
         ]
         if not self.sources:
-            raise UserError(
-                f"no source has as many as batch_size = {batch_size} pairs; lower it or add data "
-                f"({', '.join(self.left_out)})"
-            )
+            sizes = ", ".join(f"{name} ({count} pairs)" for name, count in left_out.items())
+            raise UserError(f"no source has as many as batch_size = {batch_size} pairs; lower it or add data ({sizes})")
         shares = np.array([source.weight * len(source) ** data.temperature for source in self.sources])
         self.shares = shares / shares.sum()
         self._schedule = np.random.default_rng([seed, _SCHEDULE]).choice(len(self.sources), size=steps, p=self.shares)
         self._turns = _running_counts(self._schedule.tolist())
+        drawn = Counter(self.sources[which].name for which in self._schedule.tolist())
+        self.planned = {name: drawn[name] for name in (*(source.name for source in self.sources), *left_out)}
 
     def batch(self, step: int) -> TrainBatch:
         """The texts of a step (counted from 0)."""

@@ -19,6 +19,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor
 from torch.nn import functional as F
 
+from epic_search.encoder.attention import PACKED
 from epic_search.encoder.batching import batches
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import Encoder
@@ -32,7 +33,10 @@ from epic_search.training.teachers import Teacher
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` carries the gradient; the rest is for the log, None where no query of the batch counts."""
+    """`total` carries the gradient; the rest is for the log, None where no query of the batch counts.
+
+    `passage_cosine`: mean cosine between different passages of the batch; near 1 they have collapsed into one.
+    """
 
     total: Tensor
     without: float | None
@@ -41,6 +45,7 @@ class Losses:
     text_distillation: float | None
     accuracy_without: float | None
     accuracy_with: float | None
+    passage_cosine: float
     tokens: int
 
 
@@ -73,8 +78,22 @@ class Passes:
     @property
     def tokens(self) -> int:
         """Tokens of all rows."""
-        sorts = (self.query_rows, self.passage_rows, self.demonstrated_rows, self.teacher_rows)
-        return sum(len(row) for rows in sorts for row in rows)
+        return sum(len(row) for rows in self.sorts for row in rows)
+
+    @property
+    def sorts(self) -> tuple[list[Row], ...]:
+        """The rows that are encoded together, sort by sort."""
+        return self.query_rows, self.passage_rows, self.demonstrated_rows, self.teacher_rows
+
+    def padding(self, layout: str, *, token_budget: int) -> float:
+        """Share of the backbone's input positions that hold no token of a row; 0 where rows are packed."""
+        if layout == PACKED:
+            return 0.0
+        positions = 0
+        for rows in self.sorts:
+            for group in row_groups(rows, token_budget=token_budget):
+                positions += len(group) * max(len(rows[i]) for i in group)
+        return 1 - self.tokens / positions
 
     def soft(self, query_QE: Tensor | None, passage_PE: Tensor, *, stop_gradient: bool) -> list[Tensor] | None:
         """(2k, E) for each query: query 1, passage 1, query 2, ... of its demonstrations, as in a Prompt.
@@ -225,8 +244,15 @@ def losses_of_vectors(
         text_distillation=text_distillation.item() if text_distillation is not None else None,
         accuracy_without=accuracy_1,
         accuracy_with=accuracy_2,
+        passage_cosine=mean_cosine(passage_PE.detach()),
         tokens=passes.tokens,
     )
+
+
+def mean_cosine(vectors_NE: Tensor) -> float:
+    """Mean cosine between different rows of unit length, from their sum: without the N x N products."""
+    N = len(vectors_NE)
+    return (vectors_NE.sum(dim=0).square().sum().item() - N) / (N * (N - 1))
 
 
 def embed(

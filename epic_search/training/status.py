@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from epic_search.training.heldout import Quality
 
 RECIPE, LOG, RESULT, HELDOUT, PROGRESS = "recipe.json", "log.jsonl", "encoder", "heldout.json", "progress.json"
+SOURCES, DEV = "sources.json", "dev.jsonl"
 WINDOW = 50  # steps that a trend is the mean of, at most
 QUIET_STEPS = 20
 QUIET_SECONDS = 120.0  # without a new line, before a run can count as stopped
@@ -35,6 +36,7 @@ TRENDS = (
     "text_distillation",
     "accuracy_without",
     "accuracy_with",
+    "passage_cosine",
     "gradient_norm",
 )
 State = Literal["starting", "running", "stopped", "finished"]
@@ -50,13 +52,29 @@ class Trend:
 
 
 @dataclass(frozen=True)
+class DevTrend:
+    """A task of the dev suite: its scores at the first and at the last of the `steps` at which it was measured.
+
+    Scores are under `without`, and where there were demonstrations under `with_demonstrations` and `shuffled`.
+    """
+
+    name: str
+    metric: str
+    steps: list[int]
+    start: dict[str, float]
+    now: dict[str, float]
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """A run as its folder shows it.
 
     `seconds`: time spent on steps so far, and `seconds_left` at the rate of the last steps, over which the other rates
-    are medians. `quiet_seconds`: since the log last grew. `window`: how many steps each mean of a trend is over.
+    are medians. `quiet_seconds`: since the log last grew. `window`: how many steps each mean of a trend is over;
+    `padding` is one, too, and `memory_mb` the peak so far, both None in the logs of older versions.
     `before`, `after`: quality on held-out pairs, where it is known. `drawn`: steps by source, the most first;
-    `never_drawn`: files and data sets of the recipe without a step, None where the files are not on this machine.
+    `never_drawn`: sources without a step so far, or in a run by an older version files and data sets without one, None
+    where the files are not on this machine.
     """
 
     name: str
@@ -70,9 +88,12 @@ class RunStatus:
     tokens_per_second: float | None
     pairs_per_second: float | None
     learning_rate: float | None
+    padding: float | None
+    memory_mb: float | None
     checkpoint_step: int | None
     window: int
     trends: list[Trend]
+    dev: list[DevTrend]
     before: dict[str, float] | None
     after: dict[str, float] | None
     drawn: dict[str, int]
@@ -92,10 +113,10 @@ def read_status(folder: Path, *, now: float | None = None) -> RunStatus:
     quiet = max(0.0, (time.time() if now is None else now) - (folder / LOG).stat().st_mtime) if rows else None
     step_seconds = _step_seconds(rows, window)
     state = _state(folder, recipe, rows, quiet=quiet, step_seconds=step_seconds)
-    absent = unseen_sources(recipe, rows)
-    alarms = find_alarms(recipe, rows, never_drawn=absent)
+    planned = _json(folder / SOURCES) if (folder / SOURCES).is_file() else None
+    warnings = [alarm.sentence for alarm in find_alarms(recipe, rows, planned=planned)]
     if state == "stopped":
-        alarms.append(
+        warnings.append(
             f"the run has stopped: no new step for {(quiet or 0) / 60:.0f} min; give its command again with --resume"
         )
     checkpoint, before = _checkpoint(folder)
@@ -112,14 +133,17 @@ def read_status(folder: Path, *, now: float | None = None) -> RunStatus:
         tokens_per_second=median(row["tokens_per_second"] for row in last) if last else None,
         pairs_per_second=median(row["pairs_per_second"] for row in last) if last else None,
         learning_rate=rows[-1]["learning_rate"] if rows else None,
+        padding=_mean(last, "padding"),
+        memory_mb=rows[-1].get("memory_mb") if rows else None,
         checkpoint_step=checkpoint,
         window=window if rows else 0,
         trends=[Trend(name, _mean(first, name), _mean(last, name)) for name in TRENDS],
+        dev=_dev_trends(read_dev(folder)),
         before=heldout.get("before") or before,
         after=heldout.get("after"),
         drawn=dict(Counter(row["source"] for row in rows).most_common()),
-        never_drawn=absent,
-        warnings=alarms,
+        never_drawn=unseen_sources(recipe, rows, planned=planned),
+        warnings=warnings,
     )
 
 
@@ -137,22 +161,42 @@ def read_run(folder: Path) -> tuple[Recipe, list[Row]]:
         raise UserError(
             f"{path} is damaged or of another version of epic-search: wrong at {first_problem(error)}"
         ) from error
-    log = folder / LOG
-    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    return recipe, read_lines(folder / LOG)
+
+
+def read_dev(folder: Path) -> list[Row]:
+    """The lines of the dev suite: step, seconds, and scores ({task: {metric, without, ...}}); [] without one."""
+    return read_lines(folder / DEV)
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The whole lines of a log, [] where it does not exist; raises UserError when one of them is damaged."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     rows = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{log}, line {number} is damaged ({error}); take the line out") from error
+            raise UserError(f"{path}, line {number} is damaged ({error}); take the line out") from error
         rows.append(row)
-    return recipe, rows
+    return rows
 
 
 def save_heldout(folder: Path, *, before: "Quality", after: "Quality") -> None:
     """Keep the quality on held-out pairs before and after the run in its folder."""
     found = {"before": asdict(before), "after": asdict(after)}
     (folder / HELDOUT).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _dev_trends(rows: Sequence[Row]) -> list[DevTrend]:
+    trends = []
+    for name in dict.fromkeys(name for row in rows for name in row["scores"]):
+        measured = [row for row in rows if name in row["scores"]]
+        first, last = dict(measured[0]["scores"][name]), dict(measured[-1]["scores"][name])
+        metric = first.pop("metric")
+        last.pop("metric")
+        trends.append(DevTrend(name, metric, [row["step"] for row in measured], first, last))
+    return trends
 
 
 def _state(

@@ -1,10 +1,9 @@
 """The training loop: steps, checkpoints, resume. What a step computes is in `objective.py`.
 
-A run folder holds `recipe.json`, `log.jsonl` (a line a step), `state-N/` (the last checkpoint, see `state.py`) and, at
-the end, `encoder/` and `heldout.json`.
+A run folder holds `recipe.json`, what `journal.py` writes while the run goes, `state-N/` (the last checkpoint, see
+`state.py`) and, at the end, `encoder/` and `heldout.json`.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,14 +19,18 @@ from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, choose_dtype
 from epic_search.errors import UserError
 from epic_search.training.average import MovingAverage
+from epic_search.training.dev_meter import DevMeter, evaluation_mode
 from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
+from epic_search.training.journal import Journal
+from epic_search.training.memory import peak_memory_mb
 from epic_search.training.mixture import Mixture
 from epic_search.training.objective import epic_losses, prepare
 from epic_search.training.recipe import CONTEXTUAL, Optimizer, Recipe, require_soft
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
-from epic_search.training.status import LOG, RECIPE, RESULT, save_heldout
+from epic_search.training.status import RECIPE, RESULT, save_heldout
 from epic_search.training.teachers import Teacher, find_teacher
+from epic_search.training.tracker import TensorBoard, TrackerName, check_tracker
 
 _DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, apart from those of the mixture
 
@@ -36,7 +39,9 @@ _DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, ap
 class StepReport:
     """One step, for the progress display and the log. Rates are of this step; `seconds` is the time so far.
 
-    Losses and accuracies are None where no query of the batch counts for them.
+    Losses and accuracies are None where no query of the batch counts for them. `passage_cosine`: mean cosine between
+    different passages of the batch. `padding`: share of the backbone's input positions without a token. `memory_mb`:
+    the most memory taken so far, see `memory.py`.
     """
 
     step: int
@@ -49,8 +54,11 @@ class StepReport:
     text_distillation: float | None
     accuracy_without: float | None
     accuracy_with: float | None
+    passage_cosine: float
     gradient_norm: float
     learning_rate: float
+    padding: float
+    memory_mb: float | None
     pairs_per_second: float
     tokens_per_second: float
     seconds: float
@@ -73,20 +81,22 @@ def train(
     out: Path,
     resume: bool = False,
     device: Device = "auto",
+    tracker: TrackerName | None = None,
     report: Callable[[StepReport], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainResult:
     """Run a recipe into the folder `out`. `report` gets every step, `say` what a person would want to know besides.
 
-    Raises UserError when `out` holds a run and `resume` is off, or a run of another recipe.
+    Raises UserError when `out` holds a run and `resume` is off, or a run of another recipe, and when what the tracker
+    or the dev suite needs is not there.
     """
     _check_run(recipe, out, resume=resume)
+    if tracker is not None:
+        check_tracker(tracker)
     settings = recipe.optimizer
     say(f"reading the training data of '{recipe.name}'")
     mixture = Mixture(recipe.data, batch_size=settings.batch_size, steps=settings.steps, seed=recipe.seed)
-    for name in mixture.left_out:
-        say(f"left out {name}: fewer pairs than the batch size {settings.batch_size}")
-
+    dev = DevMeter(recipe.dev, mixture.heldout) if recipe.dev is not None else None
     state = latest_state(out)
     config, start = _origin(recipe)
     require_soft(recipe.objective, config)
@@ -110,9 +120,19 @@ def train(
         say(f"resuming after step {progress.step} of {settings.steps}")
     elif mixture.heldout:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
-        progress.before = measure(encoder, mixture.heldout)
+        with evaluation_mode(encoder.model):
+            progress.before = measure(encoder, mixture.heldout)
 
-    _run(recipe, encoder, optimizer, average, mixture, progress, out=out, teacher=teacher, report=report)
+    with Journal(
+        out,
+        recipe,
+        step=progress.step,
+        planned=mixture.planned,
+        dev=dev,
+        tracker=TensorBoard(out, step=progress.step) if tracker is not None else None,
+        say=say,
+    ) as journal:
+        _run(recipe, encoder, optimizer, average, mixture, progress, journal, out=out, teacher=teacher, report=report)
     if average is not None:
         average.put_in_place()
     replace_folder(out / RESULT, encoder.save)
@@ -165,26 +185,29 @@ def _run(
     average: MovingAverage | None,
     mixture: Mixture,
     progress: Progress,
+    journal: Journal,
     *,
     out: Path,
     teacher: Teacher | None,
     report: Callable[[StepReport], None],
 ) -> None:
     settings = recipe.optimizer
+    if progress.step == 0:
+        journal.measure(encoder, 0)
     before = progress.seconds
     began = time.monotonic()
-    # Line by line: `train status` reads along.
-    with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
-        for step in range(progress.step, settings.steps):
-            result = _step(step, recipe, encoder, optimizer, mixture, teacher)
-            if average is not None:
-                average.update(step + 1)
-            progress.step, progress.seconds = step + 1, before + time.monotonic() - began
-            row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
-            log.write(json.dumps(asdict(row)) + "\n")
-            report(row)
-            if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
-                save_state(out, encoder, optimizer, progress, average)
+    for step in range(progress.step, settings.steps):
+        result = _step(step, recipe, encoder, optimizer, mixture, teacher)
+        if average is not None:
+            average.update(step + 1)
+        progress.step, progress.seconds = step + 1, before + time.monotonic() - began
+        row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
+        journal.add(asdict(row))
+        report(row)
+        # Before the checkpoint: what is measured after it would be missing in a run that is stopped in between.
+        journal.measure(encoder, progress.step)
+        if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
+            save_state(out, encoder, optimizer, progress, average)
 
 
 def _step(
@@ -229,8 +252,11 @@ def _step(
         "text_distillation": losses.text_distillation,
         "accuracy_without": losses.accuracy_without,
         "accuracy_with": losses.accuracy_with,
+        "passage_cosine": losses.passage_cosine,
         "gradient_norm": norm.item(),
         "learning_rate": settings.learning_rate * factor,
+        "padding": passes.padding(encoder.model.layout, token_budget=budget),
+        "memory_mb": peak_memory_mb(encoder.device),
         "pairs_per_second": len(batch.queries) / seconds,
         "tokens_per_second": losses.tokens / seconds,
     }
@@ -273,11 +299,3 @@ def _origin(recipe: Recipe) -> tuple[EncoderConfig, Path | None]:
     assert recipe.start is not None
     found = checkpoints.find(recipe.start)
     return found.config.model_copy(update=changes), found.folder
-
-
-def _log_after(path: Path, step: int) -> Path:
-    """The log, without the lines of steps that a stopped run took after its last checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    return path

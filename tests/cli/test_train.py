@@ -95,7 +95,29 @@ def test_status_of_a_finished_run(run: Run, recipe: Path) -> None:
     found = json.loads(run("train", "status", "runs/tiny-run", "--json").stdout)
     assert (found["state"], found["step"], found["drawn"]) == ("finished", 2, {"pairs: t": 2})
     assert found["before"]["pairs"] == found["after"]["pairs"] == 8
+    assert found["memory_mb"] > 50 and found["padding"] == 0 and found["dev"] == []
     assert run("train", "status", "runs/tiny-run", "--watch").stdout == result.stdout, "a finished run is shown once"
+
+
+def test_a_dev_suite_and_warnings(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """What is said during the run is what the status shows after it."""
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps({"query": "alone", "positive": "in its file"}) + "\n")
+    more = f'[[data.pairs]]\nfiles = "{few}"\n[dev]\nevery = 1\n'
+    recipe.write_text(recipe.read_text() + more)
+    said = run("train", recipe).stderr.splitlines()
+    [warning] = [line for line in said if line.startswith("warning")]
+    assert "never drawn in the 2 steps of the run: few;" in warning
+    assert [line.split(": ")[0] for line in said if "dev" in line] == [f"dev suite at step {n}" for n in range(3)]
+    lines = run("train", "status", "runs/tiny-run").stdout.splitlines()
+    assert warning in lines and "few\t0\t0.0%" in lines
+    header = "dev suite, step 2\tstart\tnow\twith demonstrations\tshuffled\tgain"
+    measured = lines[lines.index(header) + 1].split("\t")
+    assert measured[0] == "heldout (ndcg_at_10)" and all(measured[1:3]) and not any(measured[3:])
+
+
+def test_an_unknown_tracker(run: Run, recipe: Path) -> None:
+    assert "tensorboard" in run("train", recipe, "--tracker", "abacus", code=2).stderr
 
 
 def test_status_draws(run: Run, recipe: Path) -> None:
@@ -160,3 +182,15 @@ def test_mining_mistakes(run: Run, recipe: Path) -> None:
 
 def _backbone(recipe: Path) -> str:
     return next(line for line in recipe.read_text().splitlines() if line.startswith("backbone")).split('"')[1]
+
+
+def test_explaining_a_key(run: Run) -> None:
+    header, line = (line.split("\t") for line in run("train", "--explain", "objective.temperature").stdout.splitlines())
+    found = dict(zip(header, line, strict=True))
+    assert (found["key"], found["type"], found["default"]) == ("objective.temperature", "number", "0.02")
+    every = run("train", "--explain", "all").stdout.splitlines()
+    assert {"optimizer.steps", "encoder.lora.rank", "data.labels.weight"} <= {row.split("\t")[0] for row in every}
+    [key] = json.loads(run("train", "--explain", "optimizer.steps", "--json").stdout)
+    assert (key["required"], key["default"], key["allowed"]) == (True, None, "at least 1")
+    said = run("train", "--explain", "objective.temprature", code=2).stderr
+    assert "has no key 'objective.temprature'; the nearest are objective.temperature" in said

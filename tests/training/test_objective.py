@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from epic_search.encoder import Encoder
+from epic_search.encoder.batching import pad
 from epic_search.training.objective import (
     demonstrated,
     distill,
@@ -14,7 +15,9 @@ from epic_search.training.objective import (
     embed,
     epic_losses,
     info_nce,
+    mean_cosine,
     prepare,
+    row_groups,
     teach,
 )
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
@@ -170,3 +173,23 @@ def test_weights_of_the_two_contrasts(encoder: Encoder) -> None:
         for a, b in ((1.0, 1.0), (1.0, 0.0), (0.0, 2.0))
     )
     assert both == pytest.approx(first + second / 2, rel=1e-5)
+
+
+def test_what_a_step_shows_besides_its_losses(encoder: Encoder) -> None:
+    """Padding as counted in the padded batches themselves, and the mean of all products of different passages."""
+    passes = prepare(encoder, batch_of(PAIRS), Objective(demonstrations=2), rng=np.random.default_rng(1), max_length=64)
+    empty = positions = 0
+    for rows in (passes.query_rows, passes.passage_rows, passes.demonstrated_rows):
+        for group in row_groups(rows, token_budget=100):
+            mask_BL = pad([rows[i].ids for i in group], device=encoder.device).mask_BL
+            assert mask_BL is not None
+            empty, positions = empty + int((mask_BL == 0).sum()), positions + mask_BL.numel()
+    assert passes.padding("padded", token_budget=100) == pytest.approx(empty / positions) and empty
+    assert passes.padding("packed", token_budget=100) == 0
+
+    result = epic_losses(encoder, passes, Objective(), token_budget=100)
+    passage_PE = encoder.encode_passages(passes.batch.passages)
+    cosine_PP = passage_PE @ passage_PE.T
+    P = len(passage_PE)
+    assert result.passage_cosine == pytest.approx(cosine_PP[~np.eye(P, dtype=bool)].mean(), abs=1e-5)
+    assert mean_cosine(torch.ones(5, 4) / 2) == pytest.approx(1)

@@ -15,6 +15,7 @@ import pytest
 
 from epic_search.errors import UserError
 from epic_search.training import curves, status, trainer
+from epic_search.training.alarms import Watch
 from epic_search.training.heldout import Quality
 from epic_search.training.recipe import Recipe
 from epic_search.training.status import RunStatus, read_status, save_heldout
@@ -37,8 +38,11 @@ def log_row(step: int) -> dict[str, Any]:
         "distillation": None if labels else 0.5,
         "accuracy_without": 0.5,
         "accuracy_with": 0.6,
+        "passage_cosine": 0.3,
         "gradient_norm": 10.0 + step % 3,
         "learning_rate": 1e-4,
+        "padding": 0.1,
+        "memory_mb": 1000.0 + step,
         "pairs_per_second": 5.0 + step % 2,
         "tokens_per_second": 1000.0,
         "seconds": 2.0 * step,
@@ -47,12 +51,17 @@ def log_row(step: int) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a run folder with `steps` of STEPS taken; `change(step)` replaces columns of the log."""
+    """Makes a run folder with `steps` of STEPS taken; `change(step)` replaces columns of the log.
+
+    `planned`: steps of the whole run by source, which runs of older versions do not tell.
+    """
     (tmp_path / "data").mkdir()
     for name in ("pairs.jsonl.gz", "colours.jsonl"):
         (tmp_path / "data" / name).touch()
 
-    def make(steps: int = STEPS, change: Change = lambda _: {}, **recipe: Any) -> Path:
+    def make(
+        steps: int = STEPS, change: Change = lambda _: {}, planned: dict[str, int] | None = None, **recipe: Any
+    ) -> Path:
         folder = tmp_path / "run"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -69,6 +78,8 @@ def run(tmp_path: Path) -> Callable[..., Path]:
         (folder / "recipe.json").write_text(Recipe.model_validate(fields | recipe).model_dump_json())
         lines = [json.dumps(log_row(step) | change(step)) + "\n" for step in range(1, steps + 1)]
         (folder / "log.jsonl").write_text("".join(lines))
+        if planned is not None:
+            (folder / "sources.json").write_text(json.dumps(planned))
         return folder
 
     return make
@@ -97,6 +108,7 @@ def test_a_run_under_way(run: Callable[..., Path]) -> None:
     assert (found.seconds, found.seconds_left, found.quiet_seconds) == (200, 200, pytest.approx(30))
     assert (found.tokens_per_second, found.pairs_per_second, found.learning_rate) == (1000, 5.5, 1e-4)
     assert (found.checkpoint_step, found.window) == (80, 20)
+    assert (found.padding, found.memory_mb) == (pytest.approx(0.1), 1100.0)
     assert found.before is not None and found.before["pairs"] == 9 and found.after is None
     trends = {trend.name: trend for trend in found.trends}
     assert trends["loss"].start == pytest.approx(4 - 3 * 10.5 / STEPS)
@@ -171,6 +183,16 @@ def test_what_is_no_run(tmp_path: Path, run: Callable[..., Path]) -> None:
         (lambda _: {"with_demonstrations": 1.98}, r"nearly equal \(median difference 1.0% over 50 batches\)"),
         (lambda step: {"loss": 1e-6} if step % 2 else {}, "pairs: find it teaches nothing"),
         (lambda _: {"source": "labels/colours"}, "never drawn in 120 of 200 steps: pairs;"),
+        (
+            lambda step: {"passage_cosine": 0.2 if step < 70 else 0.95},
+            "have collapsed: .* is 0.950 over .* above 0.917",
+        ),
+        (lambda step: {"loss": 3 + step % 2 if step < 60 else 5 + step % 2}, "loss is rising: .* it lies 2.00 above"),
+        (lambda step: {"gradient_norm": 0.0} if step % 2 else {}, "find it teaches nothing: its gradient was 0 in all"),
+        (
+            lambda step: {"without": None, "with_demonstrations": None, "distillation": None} if step % 2 == 0 else {},
+            "labels/colours teaches nothing: no query of it counted in all of 60 steps",
+        ),
     ],
 )
 def test_each_warning(run: Callable[..., Path], change: Change, said: str) -> None:
@@ -190,8 +212,34 @@ def test_pairs_alone_may_agree_more(run: Callable[..., Path]) -> None:
 
 
 def test_early_steps_are_not_judged(run: Callable[..., Path]) -> None:
-    young: Change = lambda _: {"with_demonstrations": 2.0, "accuracy_without": 0.01, "accuracy_with": 0.01}  # noqa: E731
-    assert read_status(run(50, young)).warnings == []
+    poor = {"with_demonstrations": 2.0, "accuracy_without": 0.01, "accuracy_with": 0.01, "passage_cosine": 0.99}
+    assert read_status(run(50, lambda _: poor)).warnings == []
+
+
+def test_what_is_planned_is_known_at_once(run: Callable[..., Path]) -> None:
+    planned = {"pairs: find it": 100, "pairs: rare": 1, "labels/colours": 99, "tiny": 0}
+    folder = run(2, planned=planned)
+    assert read_status(folder).warnings == [
+        "never drawn in the 200 steps of the run: tiny; raise their weight, or lower batch_size below their number of "
+        "pairs"
+    ]
+    assert read_status(folder).never_drawn == ["pairs: rare", "tiny"]
+    assert read_status(run(150, planned=planned | {"tiny": 1})).warnings == [], "their turn may still come"
+
+
+def test_a_higher_temperature_allows_closer_vectors_to_collapse(run: Callable[..., Path]) -> None:
+    """At 0.05 a cosine of 1 among 64 at 0.91 gets a tenth of the probability, at 0.02 nearly two thirds."""
+    close: Change = lambda _: {"passage_cosine": 0.91}  # noqa: E731
+    assert read_status(run(120, close)).warnings == []
+    [warning] = read_status(run(120, close, objective={"temperature": 0.05})).warnings
+    assert "have collapsed" in warning
+
+
+def test_a_watch_tells_each_kind_once(run: Callable[..., Path]) -> None:
+    recipe, rows = status.read_run(run(120, lambda step: {"gradient_norm": 300.0} if step in (60, 90) else {}))
+    watch = Watch(recipe, planned={"never": 0})
+    told = [(count, alarm.kind) for count in range(len(rows) + 1) for alarm in watch.new_alarms(rows[:count])]
+    assert told == [(0, "never drawn"), (60, "spike")]
 
 
 def test_data_that_is_not_here(run: Callable[..., Path]) -> None:
@@ -219,9 +267,13 @@ def test_columns_that_an_older_log_lacks(run: Callable[..., Path]) -> None:
     folder = run(30)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for row in rows:
-        del row["distillation"]
+        for column in ("distillation", "passage_cosine", "padding", "memory_mb"):
+            del row[column]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert {trend.name: trend.now for trend in read_status(folder).trends}["distillation"] is None
+    found = read_status(folder)
+    now = {trend.name: trend.now for trend in found.trends}
+    assert (now["distillation"], now["passage_cosine"], found.padding, found.memory_mb) == (None,) * 4
+    assert found.warnings == []
 
 
 def test_curves(run: Callable[..., Path]) -> None:
@@ -239,6 +291,36 @@ def test_curves(run: Callable[..., Path]) -> None:
     assert svg.read_bytes() == first
     with pytest.raises(UserError, match="no step to draw yet"):
         curves.write_curves(run(0))
+
+
+def dev_row(step: int) -> dict[str, Any]:
+    """Scores that grow, and demonstrations that come to be read."""
+    scores = {"without": step / 400, "with_demonstrations": step / 200, "shuffled": step / 400}
+    return {
+        "step": step,
+        "seconds": 1.0,
+        "scores": {"heldout": {"metric": "ndcg_at_10", "without": 0.5}, "sst2": {"metric": "accuracy"} | scores},
+    }
+
+
+def test_the_dev_suite(run: Callable[..., Path]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = run(120)
+    assert read_status(folder).dev == []
+    (folder / "dev.jsonl").write_text("".join(json.dumps(dev_row(step)) + "\n" for step in (0, 50, 100)))
+    heldout, sst2 = read_status(folder).dev
+    assert (heldout.name, heldout.metric, heldout.start, heldout.now) == (
+        "heldout",
+        "ndcg_at_10",
+        {"without": 0.5},
+        {"without": 0.5},
+    )
+    assert (sst2.steps, sst2.start["without"], sst2.now["without"]) == ([0, 50, 100], 0.0, 0.25)
+    scores, gains = curves.dev_panels(status.read_dev(folder))
+    assert list(scores[0].columns) == ["heldout", "sst2"] and list(gains[0].columns) == ["sst2"]
+    assert [point["sst2"] for point in gains[1]] == [0.0, 0.125, 0.25]
+    text = curves.write_curves(folder)[0].read_text()
+    assert scores[0].title in text and gains[0].title in text
 
 
 def test_curves_without_matplotlib(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
