@@ -10,6 +10,7 @@ import typer
 
 import epic_search
 from epic_search.cli import console, options
+from epic_search.cli.processes import as_one
 from epic_search.cli.train_mine import mine
 from epic_search.cli.train_status import status
 from epic_search.errors import UserError
@@ -33,6 +34,7 @@ def _train() -> None:
 
 
 @app.command()
+@as_one
 def run(
     recipe: Annotated[
         str | None,

@@ -9,26 +9,34 @@ The loss needs the vectors of the whole batch, but not their activations all at 
 4. Do the same with pass 1.
 
 Everything is encoded twice, and never more than one group (`token_budget`) has its activations in memory. Gradients are
-those of the plain path; dropout draws the same numbers in both encodings.
+those of the plain path; dropout draws the same numbers in both encodings. Of several processes (`parallel.py`), each
+encodes its share of the rows, and gradients of vectors are summed over all before they are sent back.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
 from epic_search.training.objective import Losses, Passes, embed_group, losses_of_vectors, row_groups
+from epic_search.training.parallel import ALONE, World
 from epic_search.training.recipe import Objective
 
 _QUERIES, _PASSAGES, _DEMONSTRATED = range(3)
 
 
-def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, seed: int) -> Losses:
-    """Add the gradients of a batch's loss to the parameters; the losses returned carry none. `seed` is for dropout."""
-    cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed)
+def cached_gradients(
+    encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, seed: int, world: World = ALONE
+) -> Losses:
+    """Add the gradients of a batch's loss to the parameters; the losses returned carry none. `seed` is for dropout.
+
+    Of several processes each adds what comes from its share of the rows: `World.sum_gradients` is left to do.
+    """
+    cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed, world=world)
     with torch.no_grad():
         query_QE, passage_PE = cache.vectors(_QUERIES, None), cache.vectors(_PASSAGES, None)
         demonstrated_QE = None
@@ -37,7 +45,7 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
     leaves = [vectors.requires_grad_() for vectors in (query_QE, passage_PE, demonstrated_QE) if vectors is not None]
     halves = encoder.config.pooling == "concat"
     losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
-    losses.total.backward()
+    (losses.total / world.size).backward()
     assert all(leaf.grad is not None for leaf in leaves), [leaf.shape for leaf in leaves]
 
     if demonstrated_QE is not None and demonstrated_QE.grad is not None:
@@ -54,33 +62,36 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
 class _Cache:
     """Encodes the rows of a batch group by group, twice alike."""
 
-    def __init__(self, encoder: Encoder, passes: Passes, *, token_budget: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, passes: Passes, *, token_budget: int, seed: int, world: World) -> None:
         self._encoder = encoder
         self._passes = passes
         self._seed = seed
+        self._world = world
         self._rows = (passes.query_rows, passes.passage_rows, passes.demonstrated_rows)
         self._contexts = (passes.context_query, passes.context_passage, passes.context_query)
-        self._groups = [row_groups(rows, token_budget=token_budget) for rows in self._rows]
+        self._groups = [row_groups(rows, token_budget=token_budget, world=world) for rows in self._rows]
 
     def vectors(self, which: int, soft: Sequence[Tensor] | None) -> Tensor:
         """(N, E) vectors of all rows of one sort, in order."""
-        out_NE = torch.empty(len(self._rows[which]), self._encoder.dim, device=self._encoder.device)
-        for number, indices in enumerate(self._groups[which]):
-            out_NE[torch.from_numpy(indices).to(out_NE.device)] = self._group(which, number, soft)
-        return out_NE
+        groups = self._groups[which]
+        own_BE = torch.cat([self._group(which, indices, soft) for indices in groups])
+        return self._world.gather(own_BE, np.concatenate(groups), count=len(self._rows[which]))
 
     def send_back(self, which: int, gradient_NE: Tensor, sources: tuple[Tensor, Tensor] | None) -> None:
-        """Encode again, with gradients, and send the cached ones of each vector back.
+        """Encode again, with gradients, and send the cached ones of each vector back, summed over all processes.
 
         `sources`: the pass-1 vectors of queries and passages that fill soft slots.
         """
-        for number, indices in enumerate(self._groups[which]):
+        gradient_NE = self._world.sum(gradient_NE)
+        for indices in self._groups[which]:
             # Made anew for each group: backward frees the way from the slots to their sources.
             soft = self._passes.soft(*sources) if sources is not None else None
-            vectors_BE = self._group(which, number, soft)
-            vectors_BE.backward(gradient_NE[torch.from_numpy(indices).to(gradient_NE.device)])
+            vectors_BE = self._group(which, indices, soft)
+            if vectors_BE.requires_grad:  # not where projectors alone are trained, and no row of the group needs them
+                vectors_BE.backward(gradient_NE[torch.from_numpy(indices).to(gradient_NE.device)])
 
-    def _group(self, which: int, number: int, soft: Sequence[Tensor] | None) -> Tensor:
-        torch.manual_seed(self._seed * 3_000_000 + which * 1_000_000 + number)
+    def _group(self, which: int, indices: np.ndarray, soft: Sequence[Tensor] | None) -> Tensor:
+        # The first row tells groups apart, in all processes.
+        torch.manual_seed(self._seed * 3_000_000 + which * 1_000_000 + int(indices[0]))
         rows: Sequence[Row] = self._rows[which]
-        return embed_group(self._encoder, rows, self._contexts[which], soft, self._groups[which][number])
+        return embed_group(self._encoder, rows, self._contexts[which], soft, indices)

@@ -19,6 +19,7 @@ from epic_search.encoder.batching import batches
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
 from epic_search.training.pairs import TrainBatch, bare
+from epic_search.training.parallel import ALONE, World
 from epic_search.training.recipe import Objective
 
 
@@ -66,7 +67,13 @@ class Passes:
 
 
 def prepare(
-    encoder: Encoder, batch: TrainBatch, objective: Objective, *, rng: np.random.Generator, max_length: int
+    encoder: Encoder,
+    batch: TrainBatch,
+    objective: Objective,
+    *,
+    rng: np.random.Generator,
+    max_length: int,
+    world: World = ALONE,
 ) -> Passes:
     """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens."""
     device = encoder.device
@@ -89,8 +96,8 @@ def prepare(
         passage_rows=[encoder.template.passage.row(ids) for ids in passage_ids],
         demonstrated_rows=query_rows([len(d) for d in shown]) if shown else [],
         shown=shown,
-        context_query=encoder.context(batch.queries),
-        context_passage=encoder.context(batch.passages),
+        context_query=contexts(encoder, batch.queries, world),
+        context_passage=contexts(encoder, batch.passages, world),
         allowed_QP=allowed_QP,
         visible_QP=visible_QP,
         told_Q=~torch.from_numpy(batch.untold_Q).to(device),
@@ -98,16 +105,26 @@ def prepare(
     )
 
 
-def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int) -> Losses:
-    """Encode both passes, `token_budget` tokens at a time, and compute their losses."""
-    query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget)
-    passage_PE = embed(encoder, passes.passage_rows, passes.context_passage, token_budget=token_budget)
+@torch.no_grad()
+def contexts(encoder: Encoder, texts: Sequence[str], world: World) -> Tensor | None:
+    """(N, C) Contextual vectors of the texts, each made by one of the processes; None for an encoder without them."""
+    own = world.share([len(text) for text in texts])
+    own_BC = encoder.context([texts[i] for i in own])
+    return world.gather(own_BC, own, count=len(texts)) if own_BC is not None else None
+
+
+def epic_losses(
+    encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, world: World = ALONE
+) -> Losses:
+    """Encode both passes, `token_budget` tokens at a time in each process, and compute their losses."""
+    query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget, world=world)
+    passage_PE = embed(encoder, passes.passage_rows, passes.context_passage, token_budget=token_budget, world=world)
     demonstrated_QE = None
     if passes.demonstrated_rows:
         sources = (query_QE.detach(), passage_PE.detach()) if objective.stop_gradient else (query_QE, passage_PE)
         soft = passes.soft(*sources)
         rows, context = passes.demonstrated_rows, passes.context_query
-        demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
+        demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget, world=world)
     halves = encoder.config.pooling == "concat"
     return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, objective, halves=halves)
 
@@ -160,20 +177,22 @@ def embed(
     soft: Sequence[Tensor] | None = None,
     *,
     token_budget: int,
+    world: World = ALONE,
 ) -> Tensor:
     """(N, E) unit-length vectors of rows, in order, with gradients. Rows are grouped by length to save padding.
 
     `soft`: for each row the vectors of its soft slots; None where no row has any.
     """
-    groups = row_groups(rows, token_budget=token_budget)
+    groups = row_groups(rows, token_budget=token_budget, world=world)
     parts = [embed_group(encoder, rows, context_NC, soft, indices) for indices in groups]
-    restore = torch.from_numpy(np.argsort(np.concatenate(groups))).to(parts[0].device)
-    return torch.cat(parts)[restore]
+    return world.gather(torch.cat(parts), np.concatenate(groups), count=len(rows))
 
 
-def row_groups(rows: Sequence[Row], *, token_budget: int) -> list[np.ndarray]:
-    """Numbers of the rows that are encoded together."""
-    return list(batches([len(row) for row in rows], token_budget=token_budget))
+def row_groups(rows: Sequence[Row], *, token_budget: int, world: World) -> list[np.ndarray]:
+    """Numbers of the rows that are encoded together, of those that are this process's share."""
+    lengths = [len(row) for row in rows]
+    own = world.share(lengths)
+    return [own[indices] for indices in batches([lengths[i] for i in own], token_budget=token_budget)]
 
 
 def embed_group(

@@ -1,10 +1,11 @@
 """The training loop: steps, checkpoints, resume. What a step computes is in `objective.py`.
 
 A run folder holds `recipe.json`, `log.jsonl` (a line a step), `state-N/` (the last checkpoint, see `state.py`) and, at
-the end, `encoder/` and `heldout.json`.
+the end, `encoder/` and `heldout.json`. Several processes (see `parallel.py`) train as one: the first of them writes.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
 from epic_search.training.objective import epic_losses, prepare
+from epic_search.training.parallel import World
 from epic_search.training.recipe import Optimizer, Recipe
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import LOG, RECIPE, RESULT, save_heldout
@@ -55,7 +57,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the trained encoder is and, when pairs were held out, its quality on them before and after."""
+    """Where the trained encoder is and, when pairs were held out, its quality on them before and after.
+
+    Of several processes only the first knows the quality.
+    """
 
     encoder: Path
     steps: int
@@ -79,6 +84,12 @@ def train(
     """
     _check_run(recipe, out, resume=resume)
     settings = recipe.optimizer
+    world = World.current()
+    if settings.batch_size < world.size:
+        raise UserError(
+            f"batch_size = {settings.batch_size} is less than a query for each of {world.size} processes; raise it, "
+            "or start fewer"
+        )
     say(f"reading the training data of '{recipe.name}'")
     mixture = Mixture(recipe.data, batch_size=settings.batch_size, steps=settings.steps, seed=recipe.seed)
     for name in mixture.left_out:
@@ -90,26 +101,33 @@ def train(
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
+    if world.size > 1:
+        say(f"{world.size} processes share the work of each step")
     encoder = Encoder.create(config, start=state or start, device=device, dtype=DTYPES[precision.value])
+    rows = sum(map(len, mixture.sources))
+    world.wait(agreeing_on=f"{rows} rows of training data and {state.name if state else 'no checkpoint'}")
     # Only now, so that a mistake in the recipe leaves nothing behind.
-    _begin_run(recipe, out)
+    if world.first:
+        _begin_run(recipe, out)
     optimizer = make_optimizer(encoder, settings)
     progress = Progress()
     if state is not None:
         progress = load_state(state, optimizer)
         say(f"resuming after step {progress.step} of {settings.steps}")
-    elif mixture.heldout:
+    elif mixture.heldout and world.first:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         progress.before = measure(encoder, mixture.heldout)
 
-    _run(recipe, encoder, optimizer, mixture, progress, out=out, report=report)
-    replace_folder(out / RESULT, encoder.save)
+    _run(recipe, encoder, optimizer, mixture, progress, world, out=out, report=report)
+    if world.first:
+        replace_folder(out / RESULT, encoder.save)
     after = None
-    if mixture.heldout:
+    if mixture.heldout and world.first:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         after = measure(Encoder.load(out / RESULT, device=device, dtype=settings.precision), mixture.heldout)
         if progress.before is not None:
             save_heldout(out, before=progress.before, after=after)
+    world.wait()
     return TrainResult(out / RESULT, settings.steps, progress.seconds, progress.before, after)
 
 
@@ -140,6 +158,7 @@ def _run(
     optimizer: torch.optim.AdamW,
     mixture: Mixture,
     progress: Progress,
+    world: World,
     *,
     out: Path,
     report: Callable[[StepReport], None],
@@ -147,20 +166,21 @@ def _run(
     settings = recipe.optimizer
     before = progress.seconds
     began = time.monotonic()
+    path = _log_after(out / LOG, progress.step) if world.first else Path(os.devnull)
     # Line by line: `train status` reads along.
-    with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
+    with path.open("a", encoding="utf-8", buffering=1) as log:
         for step in range(progress.step, settings.steps):
-            result = _step(step, recipe, encoder, optimizer, mixture)
+            result = _step(step, recipe, encoder, optimizer, mixture, world)
             progress.step, progress.seconds = step + 1, before + time.monotonic() - began
             row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
             log.write(json.dumps(asdict(row)) + "\n")
             report(row)
-            if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
+            if world.first and (progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps):
                 save_state(out, encoder, optimizer, progress)
 
 
 def _step(
-    step: int, recipe: Recipe, encoder: Encoder, optimizer: torch.optim.AdamW, mixture: Mixture
+    step: int, recipe: Recipe, encoder: Encoder, optimizer: torch.optim.AdamW, mixture: Mixture, world: World
 ) -> dict[str, Any]:
     settings = recipe.optimizer
     began = time.monotonic()
@@ -169,16 +189,18 @@ def _step(
         group["lr"] = group["peak"] * factor
     batch = mixture.batch(step)
     rng = np.random.default_rng([recipe.seed, _DEMONSTRATIONS, step])
-    # Dropout, where a recipe asks for it, must not depend on where the run was resumed.
-    torch.manual_seed(recipe.seed + step)
+    # Dropout, where a recipe asks for it, must not depend on where the run was resumed, nor be alike in two processes.
+    torch.manual_seed(recipe.seed + step * world.size + world.rank)
     objective, budget = recipe.objective, settings.token_budget
-    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length)
+    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length, world=world)
     if settings.gradient_cache:
-        losses = cached_gradients(encoder, passes, objective, token_budget=budget, seed=recipe.seed + step)
+        seed = recipe.seed + step
+        losses = cached_gradients(encoder, passes, objective, token_budget=budget, seed=seed, world=world)
     else:
-        losses = epic_losses(encoder, passes, objective, token_budget=budget)
-        losses.total.backward()
+        losses = epic_losses(encoder, passes, objective, token_budget=budget, world=world)
+        (losses.total / world.size).backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    world.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
     if not torch.isfinite(norm):
         raise UserError(
