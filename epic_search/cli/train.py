@@ -10,6 +10,7 @@ import typer
 
 import epic_search
 from epic_search.cli import console, options
+from epic_search.cli.processes import as_one
 from epic_search.cli.train_explain import explain as print_explanation
 from epic_search.cli.train_mine import mine
 from epic_search.cli.train_status import status
@@ -34,6 +35,7 @@ def _train() -> None:
 
 
 @app.command()
+@as_one
 def run(
     recipe: Annotated[
         str | None,
@@ -85,7 +87,7 @@ def run(
         return
     path = recipe_path(recipe or DEFAULT_RECIPE)
     with console.working("loading"):
-        from epic_search.training.recipe import load
+        from epic_search.training.recipe_files import load
         from epic_search.training.trainer import train
 
         loaded = load(path)

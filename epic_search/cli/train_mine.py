@@ -68,7 +68,7 @@ def mine(
             from epic_search.encoder import Encoder
             from epic_search.training.mining import Rules, check_output
             from epic_search.training.mining import mine as run
-            from epic_search.training.recipe import expand
+            from epic_search.training.recipe_files import expand
             from epic_search.training.teachers import find_teacher
 
             # Mistakes are told before the models take their seconds to load.

@@ -13,7 +13,7 @@ from epic_search.encoder.config import StrictModel, load_toml
 from epic_search.errors import UserError
 from epic_search.evaluation.kinds import Kind
 from epic_search.evaluation.tasks import EvalTask, PairFile, benchmark_tasks, folder_task, mteb_tasks
-from epic_search.training.recipe import expand
+from epic_search.training.recipe_files import expand
 
 SUITES = Path(epic_search.__file__).parent / "suites"
 

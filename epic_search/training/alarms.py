@@ -12,7 +12,8 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from epic_search.errors import UserError
-from epic_search.training.recipe import Recipe, expand
+from epic_search.training.recipe import Recipe
+from epic_search.training.recipe_files import expand
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ from epic_search.errors import UserError
 from epic_search.training.dev import Dev
 from epic_search.training.heldout import measure
 from epic_search.training.pairs import Pair
-from epic_search.training.recipe import expand
+from epic_search.training.recipe_files import expand
 
 if TYPE_CHECKING:
     from epic_search.evaluation.dev import DevSuite

@@ -10,27 +10,37 @@ The loss needs the vectors of the whole batch, but not their activations all at 
 4. Do the same with pass 1.
 
 Everything is encoded twice, and never more than one group (`token_budget`) has its activations in memory. Gradients are
-those of the plain path; dropout draws the same numbers in both encodings.
+those of the plain path; dropout draws the same numbers in both encodings. Of several processes (`parallel.py`), each
+encodes its share of the rows, and gradients of vectors are summed over all before they are sent back.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
-from epic_search.training.objective import Losses, Passes, embed_group, embed_teacher, losses_of_vectors, row_groups
+from epic_search.training.losses import Losses, losses_of_vectors
+from epic_search.training.objective import embed_group, embed_teacher
+from epic_search.training.parallel import ALONE, World
+from epic_search.training.passes import Passes, row_groups
 from epic_search.training.recipe import Objective
 
 _QUERIES, _PASSAGES, _DEMONSTRATED = range(3)
 
 
-def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, seed: int) -> Losses:
-    """Add the gradients of a batch's loss to the parameters; the losses returned carry none. `seed` is for dropout."""
-    cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed)
+def cached_gradients(
+    encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, seed: int, world: World = ALONE
+) -> Losses:
+    """Add the gradients of a batch's loss to the parameters; the losses returned carry none. `seed` is for dropout.
+
+    Of several processes each adds what comes from its share of the rows: `World.sum_gradients` is left to do.
+    """
+    cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed, world=world)
     with torch.no_grad():
         query_QE = cache.vectors(_QUERIES, None) if passes.query_rows else None
         passage_PE = cache.vectors(_PASSAGES, None)
@@ -45,7 +55,7 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
     losses = losses_of_vectors(
         passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, config=encoder.config
     )
-    losses.total.backward()
+    (losses.total / world.size).backward()
     assert passage_PE.grad is not None
 
     if demonstrated_QE is not None:
@@ -62,34 +72,37 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
 class _Cache:
     """Encodes the rows of a batch group by group, twice alike."""
 
-    def __init__(self, encoder: Encoder, passes: Passes, *, token_budget: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, passes: Passes, *, token_budget: int, seed: int, world: World) -> None:
         self._encoder = encoder
         self._passes = passes
         self._seed = seed
+        self._world = world
         self._rows = (passes.query_rows, passes.passage_rows, passes.demonstrated_rows)
         self._contexts = (passes.context_query, passes.context_passage, passes.context_query)
-        self._groups = [row_groups(rows, token_budget=token_budget) for rows in self._rows]
+        self._groups = [row_groups(rows, token_budget=token_budget, world=world) for rows in self._rows]
 
     def vectors(self, which: int, soft: Sequence[Tensor] | None) -> Tensor:
         """(N, E) vectors of all rows of one sort, in order."""
-        out_NE = torch.empty(len(self._rows[which]), self._encoder.dim, device=self._encoder.device)
-        for number, indices in enumerate(self._groups[which]):
-            out_NE[torch.from_numpy(indices).to(out_NE.device)] = self._group(which, number, soft)
-        return out_NE
+        groups = self._groups[which]
+        own_BE = torch.cat([self._group(which, indices, soft) for indices in groups])
+        return self._world.gather(own_BE, np.concatenate(groups), count=len(self._rows[which]))
 
     def send_back(
         self, which: int, gradient_NE: Tensor, slots: Callable[[], list[Tensor] | None] = lambda: None
     ) -> None:
-        """Encode again, with gradients, and send the cached ones of each vector back.
+        """Encode again, with gradients, and send the cached ones of each vector back, summed over all processes.
 
         `slots` makes what fills the soft slots of all rows, from pass-1 vectors.
         """
-        for number, indices in enumerate(self._groups[which]):
+        gradient_NE = self._world.sum(gradient_NE)
+        for indices in self._groups[which]:
             # Made anew for each group: backward frees the way from the slots to their sources.
-            vectors_BE = self._group(which, number, slots())
-            vectors_BE.backward(gradient_NE[torch.from_numpy(indices).to(gradient_NE.device)])
+            vectors_BE = self._group(which, indices, slots())
+            if vectors_BE.requires_grad:  # not where projectors alone are trained, and no row of the group needs them
+                vectors_BE.backward(gradient_NE[torch.from_numpy(indices).to(gradient_NE.device)])
 
-    def _group(self, which: int, number: int, soft: Sequence[Tensor] | None) -> Tensor:
-        torch.manual_seed(self._seed * 3_000_000 + which * 1_000_000 + number)
+    def _group(self, which: int, indices: np.ndarray, soft: Sequence[Tensor] | None) -> Tensor:
+        # The first row tells groups apart, in all processes.
+        torch.manual_seed(self._seed * 3_000_000 + which * 1_000_000 + int(indices[0]))
         rows: Sequence[Row] = self._rows[which]
-        return embed_group(self._encoder, rows, self._contexts[which], soft, self._groups[which][number])
+        return embed_group(self._encoder, rows, self._contexts[which], soft, indices)

@@ -11,7 +11,8 @@ import numpy as np
 from epic_search.errors import UserError
 from epic_search.training.labels import LabelSource
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare, load_pairs
-from epic_search.training.recipe import Data, expand
+from epic_search.training.recipe import Data
+from epic_search.training.recipe_files import expand
 
 Source = PairSource | LabelSource
 

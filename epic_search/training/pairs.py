@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.training.recipe import PairData, expand
+from epic_search.training.recipe import PairData
+from epic_search.training.recipe_files import expand
 
 
 @dataclass(frozen=True)

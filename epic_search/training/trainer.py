@@ -1,16 +1,15 @@
-"""The training loop: steps, checkpoints, resume. What a step computes is in `objective.py`.
+"""The training loop: steps, checkpoints, resume. What a step does is in `learner.py`.
 
 A run folder holds `recipe.json`, what `journal.py` writes while the run goes, `state-N/` (the last checkpoint, see
-`state.py`) and, at the end, `encoder/` and `heldout.json`.
+`state.py`) and, at the end, `encoder/` and `heldout.json`. Several processes (see `parallel.py`) train as one: the
+first of them writes.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -20,19 +19,16 @@ from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, 
 from epic_search.errors import UserError
 from epic_search.training.average import MovingAverage
 from epic_search.training.dev_meter import DevMeter, evaluation_mode
-from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.journal import Journal
-from epic_search.training.memory import peak_memory_mb
+from epic_search.training.learner import Learner, make_optimizer, trained
 from epic_search.training.mixture import Mixture
-from epic_search.training.objective import epic_losses, prepare
-from epic_search.training.recipe import CONTEXTUAL, Optimizer, Recipe, require_soft
+from epic_search.training.parallel import World
+from epic_search.training.recipe import CONTEXTUAL, Recipe, require_soft
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import RECIPE, RESULT, save_heldout
-from epic_search.training.teachers import Teacher, find_teacher
+from epic_search.training.teachers import find_teacher
 from epic_search.training.tracker import TensorBoard, TrackerName, check_tracker
-
-_DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, apart from those of the mixture
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the trained encoder is and, when pairs were held out, its quality on them before and after."""
+    """Where the trained encoder is and, when pairs were held out, its quality on them before and after.
+
+    Of several processes only the first knows the quality.
+    """
 
     encoder: Path
     steps: int
@@ -94,6 +93,12 @@ def train(
     if tracker is not None:
         check_tracker(tracker)
     settings = recipe.optimizer
+    world = World.current()
+    if settings.batch_size < world.size:
+        raise UserError(
+            f"batch_size = {settings.batch_size} is less than a query for each of {world.size} processes; raise it, "
+            "or start fewer"
+        )
     say(f"reading the training data of '{recipe.name}'")
     mixture = Mixture(recipe.data, batch_size=settings.batch_size, steps=settings.steps, seed=recipe.seed)
     dev = DevMeter(recipe.dev, mixture.heldout) if recipe.dev is not None else None
@@ -104,6 +109,8 @@ def train(
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
+    if world.size > 1:
+        say(f"{world.size} processes share the work of each step")
     dtype = DTYPES[precision.value]
     encoder = Encoder.create(config, start=state or start, device=device, dtype=dtype, backbone=settings.backbone)
     optimizer = make_optimizer(encoder, settings)
@@ -111,155 +118,62 @@ def train(
     if recipe.objective.taught and recipe.objective.teacher != CONTEXTUAL:
         say(f"loading the teacher {recipe.objective.teacher}")
         teacher = find_teacher(recipe.objective.teacher, device=device)
+    rows = sum(map(len, mixture.sources))
+    world.wait(agreeing_on=f"{rows} rows of training data and {state.name if state else 'no checkpoint'}")
     # Only now, so that a mistake in the recipe leaves nothing behind.
-    _begin_run(recipe, out)
+    if world.first:
+        _begin_run(recipe, out)
     average = MovingAverage(trained(optimizer), decay=settings.ema) if settings.ema is not None else None
     progress = Progress()
     if state is not None:
         progress = load_state(state, optimizer, average)
         say(f"resuming after step {progress.step} of {settings.steps}")
-    elif mixture.heldout:
+    elif mixture.heldout and world.first:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         with evaluation_mode(encoder.model):
             progress.before = measure(encoder, mixture.heldout)
 
-    with Journal(
-        out,
-        recipe,
-        step=progress.step,
-        planned=mixture.planned,
-        dev=dev,
-        tracker=TensorBoard(out, step=progress.step) if tracker is not None else None,
-        say=say,
-    ) as journal:
-        _run(recipe, encoder, optimizer, average, mixture, progress, journal, out=out, teacher=teacher, report=report)
+    learner = Learner(recipe, encoder, optimizer, average, mixture, teacher, world)
+    if world.first:
+        board = TensorBoard(out, step=progress.step) if tracker is not None else None
+        planned = mixture.planned
+        with Journal(out, recipe, step=progress.step, planned=planned, dev=dev, tracker=board, say=say) as journal:
+            _run(learner, progress, journal, out=out, report=report)
+    else:
+        for step in range(progress.step, settings.steps):
+            learner.step(step)
     if average is not None:
         average.put_in_place()
-    replace_folder(out / RESULT, encoder.save)
+    if world.first:
+        replace_folder(out / RESULT, encoder.save)
     after = None
-    if mixture.heldout:
+    if mixture.heldout and world.first:
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         after = measure(Encoder.load(out / RESULT, device=device, dtype=settings.precision), mixture.heldout)
         if progress.before is not None:
             save_heldout(out, before=progress.before, after=after)
+    world.wait()
     return TrainResult(out / RESULT, settings.steps, progress.seconds, progress.before, after)
 
 
-def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over what requires gradients: LoRA layers or the backbone at one learning rate, projectors at another.
-
-    Raises UserError when nothing does.
-    """
-    projectors = [parameter for part in encoder.model.projectors().values() for parameter in part.parameters()]
-    backbone = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": backbone, "peak": settings.learning_rate},
-        {"params": projectors, "peak": settings.projector_learning_rate},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise UserError(
-            "the recipe trains nothing: add an [encoder.lora] table or a projector that learns ('linear' or 'mlp'), "
-            "or set optimizer.backbone = 'layers'"
-        )
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
-
-
-def trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The parameters that an optimiser moves, in its order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def rate_factor(step: int, settings: Optimizer) -> float:
-    """Share of the peak learning rate at a step (counted from 0): linear warm-up, then a linear fall."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    left = (settings.steps - step) / max(1, settings.steps - settings.warmup_steps)
-    return settings.final_fraction + (1 - settings.final_fraction) * left
-
-
 def _run(
-    recipe: Recipe,
-    encoder: Encoder,
-    optimizer: torch.optim.AdamW,
-    average: MovingAverage | None,
-    mixture: Mixture,
-    progress: Progress,
-    journal: Journal,
-    *,
-    out: Path,
-    teacher: Teacher | None,
-    report: Callable[[StepReport], None],
+    learner: Learner, progress: Progress, journal: Journal, *, out: Path, report: Callable[[StepReport], None]
 ) -> None:
-    settings = recipe.optimizer
+    """The steps that are left, as the process goes that writes for all."""
+    recipe, steps = learner.recipe, learner.recipe.optimizer.steps
     if progress.step == 0:
-        journal.measure(encoder, 0)
-    before = progress.seconds
-    began = time.monotonic()
-    for step in range(progress.step, settings.steps):
-        result = _step(step, recipe, encoder, optimizer, mixture, teacher)
-        if average is not None:
-            average.update(step + 1)
+        journal.measure(learner.encoder, 0)
+    before, began = progress.seconds, time.monotonic()
+    for step in range(progress.step, steps):
+        result = learner.step(step)
         progress.step, progress.seconds = step + 1, before + time.monotonic() - began
-        row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
+        row = StepReport(step=step + 1, steps=steps, seconds=progress.seconds, **result)
         journal.add(asdict(row))
         report(row)
         # Before the checkpoint: what is measured after it would be missing in a run that is stopped in between.
-        journal.measure(encoder, progress.step)
-        if progress.step % recipe.checkpoint_steps == 0 or progress.step == settings.steps:
-            save_state(out, encoder, optimizer, progress, average)
-
-
-def _step(
-    step: int,
-    recipe: Recipe,
-    encoder: Encoder,
-    optimizer: torch.optim.AdamW,
-    mixture: Mixture,
-    teacher: Teacher | None,
-) -> dict[str, Any]:
-    settings = recipe.optimizer
-    began = time.monotonic()
-    factor = rate_factor(step, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    batch = mixture.batch(step)
-    rng = np.random.default_rng([recipe.seed, _DEMONSTRATIONS, step])
-    # Dropout, where a recipe asks for it, must not depend on where the run was resumed.
-    torch.manual_seed(recipe.seed + step)
-    objective, budget = recipe.objective, settings.token_budget
-    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length, teacher=teacher)
-    if settings.gradient_cache:
-        losses = cached_gradients(encoder, passes, objective, token_budget=budget, seed=recipe.seed + step)
-    else:
-        losses = epic_losses(encoder, passes, objective, token_budget=budget)
-        losses.total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(trained(optimizer), settings.clip_norm)
-    if not torch.isfinite(norm):
-        raise UserError(
-            f"the gradient of step {step + 1} ({batch.source}) is not finite; start a new run with lower learning "
-            "rates or precision = 'float32'"
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    seconds = time.monotonic() - began
-    return {
-        "source": batch.source,
-        "loss": losses.total.item(),
-        "without": losses.without,
-        "with_demonstrations": losses.with_demonstrations,
-        "distillation": losses.distillation,
-        "text_distillation": losses.text_distillation,
-        "accuracy_without": losses.accuracy_without,
-        "accuracy_with": losses.accuracy_with,
-        "passage_cosine": losses.passage_cosine,
-        "gradient_norm": norm.item(),
-        "learning_rate": settings.learning_rate * factor,
-        "padding": passes.padding(encoder.model.layout, token_budget=budget),
-        "memory_mb": peak_memory_mb(encoder.device),
-        "pairs_per_second": len(batch.queries) / seconds,
-        "tokens_per_second": losses.tokens / seconds,
-    }
+        journal.measure(learner.encoder, progress.step)
+        if progress.step % recipe.checkpoint_steps == 0 or progress.step == steps:
+            save_state(out, learner.encoder, learner.optimizer, progress, learner.average)
 
 
 def _check_run(recipe: Recipe, out: Path, *, resume: bool) -> None:

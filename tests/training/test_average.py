@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from epic_search.encoder import Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.training.average import MovingAverage
+from epic_search.training.learner import make_optimizer, trained
 from epic_search.training.recipe import Recipe
-from epic_search.training.trainer import make_optimizer, trained
 
 FILES = ("projectors.safetensors", "lora/adapter_model.safetensors")
 

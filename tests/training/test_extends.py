@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from epic_search.errors import UserError
-from epic_search.training import recipe as recipes
+from epic_search.training import recipe_files as recipes
 from epic_search.training.recipe import Recipe
 
 GRID = Path(__file__).parents[2] / "train" / "recipes" / "grid"

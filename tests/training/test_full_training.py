@@ -13,8 +13,8 @@ from epic_search.encoder.checkpoint import find
 from epic_search.encoder.config import EncoderConfig, SoftTokenConfig
 from epic_search.encoder.export import export
 from epic_search.errors import UserError
+from epic_search.training.learner import make_optimizer
 from epic_search.training.recipe import Recipe
-from epic_search.training.trainer import make_optimizer
 
 TEXTS = ["one text", "another", "and a third, longer than the two before"]
 FULL = {"backbone": "layers", "learning_rate": 1e-3}

@@ -6,8 +6,9 @@ import torch
 
 from epic_search.encoder import Encoder
 from epic_search.training.gradcache import cached_gradients
-from epic_search.training.objective import epic_losses, prepare
+from epic_search.training.objective import epic_losses
 from epic_search.training.pairs import Pair, PairSource
+from epic_search.training.passes import prepare
 from epic_search.training.recipe import Objective
 
 PAIRS = [

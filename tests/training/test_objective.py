@@ -8,19 +8,11 @@ import torch
 
 from epic_search.encoder import Encoder
 from epic_search.encoder.batching import pad
-from epic_search.training.objective import (
-    demonstrated,
-    distill,
-    draw_demonstrations,
-    embed,
-    epic_losses,
-    info_nce,
-    mean_cosine,
-    prepare,
-    row_groups,
-    teach,
-)
+from epic_search.training.losses import distill, info_nce, mean_cosine
+from epic_search.training.objective import embed, epic_losses
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
+from epic_search.training.parallel import ALONE
+from epic_search.training.passes import demonstrated, draw_demonstrations, prepare, row_groups, teach
 from epic_search.training.recipe import Objective
 
 PAIRS = [Pair("find it", f"query number {i}", f"passage number {i}", (f"wrong {i}",)) for i in range(8)]
@@ -148,8 +140,9 @@ def test_a_teacher_reads_queries_under_their_own_instructions() -> None:
         def encode_passages(self, texts, *, progress=None):
             return np.array([[-len(text), 0] for text in texts], dtype=np.float32)
 
-    taught = teach(Recorder(), ["a", "bb", "ccc"], ["long task", None, "long task"], ["dddd"])
-    assert taught.tolist() == [[1, 9], [2, 0], [3, 9], [-4, 0]]
+    queries = teach(Recorder(), ["a", "bb", "ccc"], ["long task", None, "long task"], ALONE)
+    assert queries.tolist() == [[1, 9], [2, 0], [3, 9]]
+    assert teach(Recorder(), ["dddd", "e"], None, ALONE).tolist() == [[-4, 0], [-1, 0]]
 
 
 def test_everybody_reads_the_same_part_of_a_text(encoder: Encoder) -> None:

@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
-from epic_search.training.objective import Losses, Passes, embed_teacher, epic_losses, info_nce, prepare
+from epic_search.training.losses import Losses, info_nce
+from epic_search.training.objective import embed_teacher, epic_losses
 from epic_search.training.pairs import Pair, PairSource, TrainBatch
+from epic_search.training.passes import Passes, prepare
 from epic_search.training.recipe import Objective, Recipe
 from epic_search.training.trainer import StepReport, train
 

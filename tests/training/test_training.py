@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from epic_search.encoder import Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
-from epic_search.training import recipe as recipes
+from epic_search.training import recipe_files as recipes
 from epic_search.training.labels import LabelSource
 from epic_search.training.mixture import Mixture
 from epic_search.training.pairs import load_pairs

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from epic_search.encoder import Encoder
 from epic_search.encoder.checkpoint import find
 from epic_search.encoder.config import EncoderConfig
-from epic_search.training.objective import with_parts
+from epic_search.training.losses import with_parts
 from epic_search.training.recipe import Objective, Recipe
 
 TEXTS = ["one text", "another", "and a third, longer than the two before"]
