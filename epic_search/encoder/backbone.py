@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from epic_search.encoder.attention import PACKED, register
-from epic_search.encoder.config import LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from epic_search.encoder.config import BACKBONE_FOLDER, LORA_CONFIG, LORA_WEIGHTS, LoraSettings
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from epic_search.encoder.checkpoint import Checkpoint
 
 BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "modernbert", "xlm-roberta", "deberta-v2")
 # How peft names the modules of the model it wraps; with it, PeftModel.from_pretrained reads the folder too.
@@ -132,10 +134,22 @@ def use_layout(model: "PreTrainedModel", layout: str, *, plain: str) -> None:
     model.set_attn_implementation(PACKED if layout == PACKED else plain)
 
 
-def train_all(backbone: "PreTrainedModel", *, embeddings: bool) -> None:
-    """Have all weights trained, those of the token embeddings only if asked for."""
+def load_to_train(found: "Checkpoint", *, embeddings: bool) -> "PreTrainedModel":
+    """A checkpoint's backbone in float32 with LoRA weights merged; all weights trained, token embeddings if asked for.
+
+    A checkpoint that holds its backbone itself may be one of a run, which is deleted after the next: `found.backbone`
+    is then what the run began with, and all else (the tokenizer) is read there.
+    """
+    own = found.folder / BACKBONE_FOLDER if found.folder else None
+    if own is not None and own.is_dir():
+        backbone = load_backbone(own, layers=None, dtype=torch.float32)
+    else:
+        backbone = load_backbone(found.backbone, layers=found.config.layers, dtype=torch.float32)
+    if found.lora is not None:
+        merge_lora(backbone, found.lora)
     backbone.requires_grad_(True)
     backbone.get_input_embeddings().requires_grad_(embeddings)
+    return backbone
 
 
 def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:

@@ -19,16 +19,16 @@ from epic_search.encoder.backbone import (
     add_lora,
     choose_layout,
     load_backbone,
+    load_to_train,
     merge_lora,
     save_lora,
     save_model,
-    train_all,
 )
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.contextual import ContextualEncoder
-from epic_search.encoder.matryoshka import truncate, turns
+from epic_search.encoder.matryoshka import prepare_training, truncate
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
@@ -127,13 +127,12 @@ class Encoder:
             if config.lora is not None:
                 add_lora(encoder.model.backbone, config.lora, folder=found.lora)
         else:
-            weights = _own_backbone(found)
-            train_all(weights, embeddings=backbone == "all")
+            weights = load_to_train(found, embeddings=backbone == "all")
             model = build_model(found, dtype=dtype, backbone=weights)
             own = {"backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
             found = replace(found, config=config.model_copy(update=own))
             encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
-        _prepare_truncation(encoder, start)
+        prepare_training(encoder.model, encoder.config, start)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
         return encoder
@@ -337,33 +336,6 @@ def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedM
     if found.folder is not None:
         _load_projectors(model, found.folder / PROJECTORS_FILE)
     return model
-
-
-def _own_backbone(found: Checkpoint) -> "PreTrainedModel":
-    """The weights of a checkpoint's backbone in float32, with LoRA weights merged.
-
-    A checkpoint that holds them itself may be one of a run, which is deleted after the next: found.backbone is then
-    what the run began with, and all else (the tokenizer) is read there.
-    """
-    folder = found.folder / BACKBONE_FOLDER if found.folder else None
-    if folder is not None and folder.is_dir():
-        return load_backbone(folder, layers=None, dtype=torch.float32)
-    backbone = load_backbone(found.backbone, layers=found.config.layers, dtype=torch.float32)
-    if found.lora is not None:
-        merge_lora(backbone, found.lora)
-    return backbone
-
-
-def _prepare_truncation(encoder: Encoder, start: Path | None) -> None:
-    """Check the widths to train for; a start with one half after the other gets them in turn, and reads them so."""
-    config, whole = encoder.config, encoder.model.dim
-    if config.matryoshka and config.matryoshka[-1] >= whole:
-        raise UserError(
-            f"objective.matryoshka names {config.matryoshka[-1]} dimensions, and vectors have {whole}; "
-            "name smaller widths: the whole one is always trained"
-        )
-    if config.matryoshka and config.pooling == "concat" and start and not EncoderConfig.load(start).matryoshka:
-        encoder.model.soft_tokens.reorder(turns(whole))
 
 
 def _load_projectors(model: EncoderModel, path: Path) -> None:

@@ -6,11 +6,18 @@ truncation has their dimensions in turn, so that each prefix is made of both; ot
 Shapes: N vectors, E their width, D = E / 2 the width of a half.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from epic_search.encoder.config import EncoderConfig
+from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from epic_search.encoder.model import EncoderModel
 
 
 def join(context_ND: Tensor, last_ND: Tensor, config: EncoderConfig) -> Tensor:
@@ -36,3 +43,19 @@ def turns(width: int) -> Tensor:
 def truncate(vectors_NE: Tensor, dim: int) -> Tensor:
     """(N, dim) unit-length vectors of the first dimensions; whole vectors stay as they are."""
     return vectors_NE if dim == vectors_NE.shape[-1] else F.normalize(vectors_NE[:, :dim], dim=-1)
+
+
+def prepare_training(model: "EncoderModel", config: EncoderConfig, start: Path | None) -> None:
+    """Check the widths to train for; a start with one half after the other has them in turn from now on.
+
+    Raises UserError for widths that are not smaller than the whole.
+    """
+    if config.matryoshka is None:
+        return
+    if config.matryoshka[-1] >= model.dim:
+        raise UserError(
+            f"objective.matryoshka names {config.matryoshka[-1]} dimensions, and vectors have {model.dim}; "
+            "name smaller widths: the whole one is always trained"
+        )
+    if config.pooling == "concat" and start is not None and not EncoderConfig.load(start).matryoshka:
+        model.soft_tokens.reorder(turns(model.dim))
