@@ -34,6 +34,7 @@ class ContextualConfig(StrictModel):
     `position`: right before the text's own tokens ("after_prefix", so that the constant prefix of a prompt stays the
     same for every text) or before the instruction ("before_prefix").
     `gain`: norm of the token at initialisation, in units of the mean token-embedding norm.
+    `residual`: add the Contextual encoder's own vector to the pooled states (see `residual.py`).
     """
 
     encoder: str
@@ -41,6 +42,7 @@ class ContextualConfig(StrictModel):
     position: Literal["after_prefix", "before_prefix"] = "after_prefix"
     projector: Literal["linear", "mlp"] = "mlp"
     gain: float = Field(1.0, gt=0)
+    residual: bool = False
 
 
 class SoftTokenConfig(StrictModel):

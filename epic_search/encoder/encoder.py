@@ -21,7 +21,7 @@ from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConf
 from epic_search.encoder.contextual import ContextualEncoder
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
-from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
+from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -126,11 +126,9 @@ class Encoder:
 
     def projectors(self) -> dict[str, Tensor]:
         """The tensors of the projectors, by their name in `projectors.safetensors`."""
-        parts = {"soft_tokens": self.model.soft_tokens, "context_projector": self.model.context_projector}
         return {
             f"{part}.{name}": value
-            for part, module in parts.items()
-            if module
+            for part, module in self.model.projectors().items()
             for name, value in module.state_dict().items()
         }
 
@@ -225,6 +223,10 @@ class Encoder:
         """Token ids of each text, cut at `max_length` (default: `config.max_length`)."""
         return token_ids(self._tokenizer, texts, max_length=max_length or self.config.max_length)
 
+    def cut(self, texts: Sequence[str], *, max_length: int) -> list[str]:
+        """The beginning of each text, `max_length` tokens of it."""
+        return beginnings(self._tokenizer, texts, max_length=max_length)
+
     def context(self, texts: Sequence[str]) -> Tensor | None:
         """(n, C) Contextual vectors on the encoder's device; None for an encoder without a Contextual token."""
         return self.model.contextual.encode(texts) if self.model.contextual is not None else None
@@ -309,7 +311,7 @@ def _load_projectors(model: EncoderModel, path: Path) -> None:
         result = model.load_state_dict(load_file(path), strict=False)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} does not fit its encoder.json: {error}") from error
-    missing = [name for name in result.missing_keys if name.startswith(("soft_tokens.", "context_projector."))]
+    missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]
     if missing or result.unexpected_keys:
         raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")
 

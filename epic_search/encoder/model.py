@@ -16,6 +16,7 @@ from epic_search.encoder.batching import Batch, lay_out
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
+from epic_search.encoder.residual import Residual
 from epic_search.encoder.soft_tokens import Projector
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class EncoderModel(nn.Module):
-    """Backbone, soft-token projector and, where configured, the Contextual encoder with its projector."""
+    """Backbone, soft-token projector and, where configured, the Contextual encoder, its projector and the residual."""
 
     def __init__(
         self, config: EncoderConfig, backbone: "PreTrainedModel", contextual: ContextualEncoder | None
@@ -39,10 +40,13 @@ class EncoderModel(nn.Module):
         norm = mean_token_norm(backbone)
         self.soft_tokens = Projector(config.soft_tokens.projector, self.dim, width, token_norm=norm)
         self.context_projector: Projector | None = None
+        self.residual: Residual | None = None
         if contextual is not None and config.contextual is not None:
             self.context_projector = Projector(
                 config.contextual.projector, contextual.width, width, token_norm=norm * config.contextual.gain
             )
+            if config.contextual.residual:
+                self.residual = Residual(dim=self.dim, context_width=contextual.width)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +71,21 @@ class EncoderModel(nn.Module):
             use_cache=False,  # with a cache, transformers reads packed positions wrongly, and nothing here reuses one
             **batch.arguments,
         ).last_hidden_state
-        return F.normalize(self._pool(hidden.flatten(0, 1), batch, rows), dim=-1)
+        states_BE = self._pool(hidden.flatten(0, 1), batch, rows)
+        if self.residual is not None:
+            assert context_BC is not None, "this encoder needs Contextual vectors"
+            with torch.autocast(self.device.type, enabled=False):  # rounding here would move every vector
+                states_BE = self.residual(states_BE, context_BC)
+        return F.normalize(states_BE, dim=-1)
+
+    def projectors(self) -> dict[str, nn.Module]:
+        """The modules around the backbone that are trained in full, by the names of their weights in a checkpoint."""
+        parts = {
+            "soft_tokens": self.soft_tokens,
+            "context_projector": self.context_projector,
+            "residual": self.residual,
+        }
+        return {name: module for name, module in parts.items() if module is not None}
 
     def _input_tokens(self, batch: Batch, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         tokens = self.backbone.get_input_embeddings()(batch.ids.clamp(min=0))

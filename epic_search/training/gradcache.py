@@ -22,7 +22,7 @@ from torch import Tensor
 
 from epic_search.encoder.encoder import Encoder
 from epic_search.encoder.prompt import Row
-from epic_search.training.objective import Losses, Passes, embed_group, embed_teacher, losses_of_vectors, row_groups
+from epic_search.training.objective import Losses, Passes, embed_group, embed_texts, losses_of_vectors, row_groups
 from epic_search.training.recipe import Objective
 
 _QUERIES, _PASSAGES, _DEMONSTRATED = range(3)
@@ -38,23 +38,20 @@ def cached_gradients(encoder: Encoder, passes: Passes, objective: Objective, *, 
         if passes.demonstrated_rows:
             soft = passes.soft(query_QE, passage_PE, stop_gradient=True)
             demonstrated_QE = cache.vectors(_DEMONSTRATED, soft)
-    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
-    for vectors in (query_QE, passage_PE, demonstrated_QE):
-        if vectors is not None:
-            vectors.requires_grad_()
+    text_KE = embed_texts(encoder, passes, token_budget=token_budget)
+    leaves = [vectors.requires_grad_() for vectors in (query_QE, passage_PE, demonstrated_QE) if vectors is not None]
     halves = encoder.config.pooling == "concat"
-    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
+    losses = losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, text_KE, objective, halves=halves)
     losses.total.backward()
-    assert passage_PE.grad is not None
+    assert all(leaf.grad is not None for leaf in leaves), [leaf.shape for leaf in leaves]
 
-    if demonstrated_QE is not None:
-        assert demonstrated_QE.grad is not None
+    if demonstrated_QE is not None and demonstrated_QE.grad is not None:
         # Unless they are stopped, the gradients of pass-1 vectors grow by what comes back through the slots.
         slots = partial(passes.soft, query_QE, passage_PE, stop_gradient=objective.stop_gradient)
         cache.send_back(_DEMONSTRATED, demonstrated_QE.grad, slots)
-    if query_QE is not None and query_QE.grad is not None:  # none where only pass 2 is trained, and slots let none back
-        cache.send_back(_QUERIES, query_QE.grad)
-    cache.send_back(_PASSAGES, passage_PE.grad)
+    for which, vectors in ((_QUERIES, query_QE), (_PASSAGES, passage_PE)):
+        if vectors is not None and vectors.grad is not None:
+            cache.send_back(which, vectors.grad)
     return replace(losses, total=losses.total.detach())
 
 

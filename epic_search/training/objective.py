@@ -6,7 +6,8 @@ are other pairs of the batch, each as two soft tokens made of pass-1 vectors: re
 For an encoder whose demonstrations are texts (bge-en-icl, arXiv 2409.15700), pass 2 has the tokens of the same pairs in
 these places. A soft encoder can be taught by what it makes of the texts itself (`text_distill_weight`).
 
-Shapes: Q queries, K queries with demonstrations, P passages, E embedding width.
+Shapes: Q queries, K queries with demonstrations, P passages, N = Q + P texts, E embedding width, T width of a teacher's
+vectors.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from epic_search.encoder.prompt import IdPair, Row
 from epic_search.errors import UserError
 from epic_search.training.pairs import TrainBatch, bare
 from epic_search.training.recipe import Objective
+from epic_search.training.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,21 @@ class Passes:
 
     `query_rows` is empty where nothing needs the queries of pass 1. `shown`: for each query the numbers of the pairs
     that demonstrate its task in pass 2, and `demonstrated_rows` the rows with slots for them or, if not `soft_slots`,
-    with their texts; both are empty where the objective has no demonstrations. `teacher_rows`: those K of the queries
-    that are shown demonstrations, with texts, where a soft encoder learns from them.
+    with their texts; both are empty where the objective has no demonstrations. `text_rows`: those K of the queries that
+    are shown demonstrations, with texts, where a soft encoder learns from them. `teacher_NT`: the teacher's vectors of
+    queries and then passages, where the objective asks for them.
     """
 
     batch: TrainBatch
     query_rows: list[Row]
     passage_rows: list[Row]
     demonstrated_rows: list[Row]
-    teacher_rows: list[Row]
+    text_rows: list[Row]
     shown: list[np.ndarray]
     soft_slots: bool
     context_query: Tensor | None
     context_passage: Tensor | None
+    teacher_NT: Tensor | None
     allowed_QP: Tensor
     visible_QP: Tensor
     told_Q: Tensor
@@ -67,7 +71,7 @@ class Passes:
     @property
     def tokens(self) -> int:
         """Tokens of all rows."""
-        sorts = (self.query_rows, self.passage_rows, self.demonstrated_rows, self.teacher_rows)
+        sorts = (self.query_rows, self.passage_rows, self.demonstrated_rows, self.text_rows)
         return sum(len(row) for rows in sorts for row in rows)
 
     def soft(self, query_QE: Tensor | None, passage_PE: Tensor, *, stop_gradient: bool) -> list[Tensor] | None:
@@ -84,18 +88,28 @@ class Passes:
 
 
 def prepare(
-    encoder: Encoder, batch: TrainBatch, objective: Objective, *, rng: np.random.Generator, max_length: int
+    encoder: Encoder,
+    batch: TrainBatch,
+    objective: Objective,
+    *,
+    rng: np.random.Generator,
+    max_length: int,
+    teacher: Teacher | None = None,
 ) -> Passes:
     """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens.
 
-    Raises UserError where the texts of demonstrations could take more tokens than the encoder reads.
+    `teacher`: whom the objective names, None for the encoder's own Contextual encoder. Raises UserError where the texts
+    of demonstrations could take more tokens than the encoder reads.
     """
     device = encoder.device
     soft = encoder.config.demonstrations == "soft"
     if objective.text_distill_weight or not soft:
         _require_room(encoder, objective, batch.tasks, max_length=max_length)
-    query_ids = encoder.token_ids(batch.queries, max_length=max_length)
-    passage_ids = encoder.token_ids(batch.passages, max_length=max_length)
+    # Whoever reads a text reads the same part of it: decoder, Contextual encoder, teacher.
+    queries = encoder.cut(batch.queries, max_length=max_length)
+    passages = encoder.cut(batch.passages, max_length=max_length)
+    query_ids = encoder.token_ids(queries, max_length=max_length)
+    passage_ids = encoder.token_ids(passages, max_length=max_length)
 
     def query_rows(demonstrations: Sequence[int | list[IdPair]]) -> list[Row]:
         layouts = [
@@ -104,22 +118,29 @@ def prepare(
         ]
         return [layout.row(ids) for layout, ids in zip(layouts, query_ids, strict=True)]
 
+    context_query, context_passage = encoder.context(queries), encoder.context(passages)
+    teacher_NT = None
+    if objective.taught and teacher is not None:
+        teacher_NT = torch.from_numpy(teach(teacher, queries, batch.tasks, passages)).to(device)
+    elif objective.taught and context_query is not None and context_passage is not None:
+        teacher_NT = torch.cat([context_query, context_passage])
     shown = draw_demonstrations(batch, objective.demonstrations, rng) if objective.demonstrations else []
     slots = [len(d) for d in shown]
     texts: list[list[IdPair]] = [[(query_ids[j], passage_ids[j]) for j in d] for d in shown]
-    taught = query_rows(texts) if objective.text_distill_weight else []
+    as_texts = query_rows(texts) if objective.text_distill_weight else []
     allowed_QP = torch.from_numpy(batch.allowed_QP).to(device)
     visible_QP = allowed_QP & ~torch.from_numpy(demonstrated(batch, shown)).to(device) if shown else allowed_QP
     return Passes(
         batch=batch,
-        query_rows=query_rows([0] * len(query_ids)) if soft or objective.pass_without else [],
+        query_rows=query_rows([0] * len(query_ids)) if soft or objective.without_used else [],
         passage_rows=[encoder.template.passage.row(ids) for ids in passage_ids],
         demonstrated_rows=query_rows(slots if soft else texts) if shown else [],
-        teacher_rows=[row for row, k in zip(taught, slots, strict=False) if k],
+        text_rows=[row for row, k in zip(as_texts, slots, strict=False) if k],
         shown=shown,
         soft_slots=soft,
-        context_query=encoder.context(batch.queries),
-        context_passage=encoder.context(batch.passages),
+        context_query=context_query,
+        context_passage=context_passage,
+        teacher_NT=teacher_NT,
         allowed_QP=allowed_QP,
         visible_QP=visible_QP,
         told_Q=~torch.from_numpy(batch.untold_Q).to(device),
@@ -152,9 +173,9 @@ def epic_losses(encoder: Encoder, passes: Passes, objective: Objective, *, token
         soft = passes.soft(query_QE, passage_PE, stop_gradient=objective.stop_gradient)
         rows, context = passes.demonstrated_rows, passes.context_query
         demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget)
-    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
+    text_KE = embed_texts(encoder, passes, token_budget=token_budget)
     halves = encoder.config.pooling == "concat"
-    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, halves=halves)
+    return losses_of_vectors(passes, query_QE, passage_PE, demonstrated_QE, text_KE, objective, halves=halves)
 
 
 def losses_of_vectors(
@@ -162,7 +183,7 @@ def losses_of_vectors(
     query_QE: Tensor | None,
     passage_PE: Tensor,
     demonstrated_QE: Tensor | None,
-    teacher_KE: Tensor | None,
+    text_KE: Tensor | None,
     objective: Objective,
     *,
     halves: bool,
@@ -171,17 +192,12 @@ def losses_of_vectors(
     total = passage_PE.new_zeros(())
     loss_1, accuracy_1, distillation = None, None, None
     if query_QE is not None:
-        scores_QP = query_QE @ passage_PE.T
-        loss_1, accuracy_1 = info_nce(scores_QP, passes.allowed_QP, passes.told_Q, objective)
+        loss_1, accuracy_1 = info_nce(query_QE @ passage_PE.T, passes.allowed_QP, passes.told_Q, objective)
         if halves and objective.half_weight:
             loss_1 = loss_1 + halves_loss(query_QE, passage_PE, passes.allowed_QP, passes.told_Q, objective)
-        if objective.pass_without:
-            total = total + loss_1
-
-        context_QC, context_PC = passes.context_query, passes.context_passage
-        if objective.distill_weight and passes.batch.pairs and context_QC is not None and context_PC is not None:
-            distillation = distill(scores_QP, context_QC @ context_PC.T, passes.allowed_QP, objective)
-            total = total + objective.distill_weight * distillation
+        total = objective.contrast_without * loss_1
+        if passes.teacher_NT is not None:
+            distillation = distill(torch.cat([query_QE, passage_PE]), passes.teacher_NT, objective)
 
     loss_2, accuracy_2, text_distillation = None, None, None
     if demonstrated_QE is not None:
@@ -189,17 +205,18 @@ def losses_of_vectors(
         loss_2, accuracy_2 = info_nce(demonstrated_QE @ passage_PE.T, passes.visible_QP, told_Q, objective)
         if halves and objective.half_weight:
             loss_2 = loss_2 + halves_loss(demonstrated_QE, passage_PE, passes.visible_QP, told_Q, objective)
-        total = total + loss_2
-        if teacher_KE is not None:
+        total = total + objective.contrast_with * loss_2
+        if text_KE is not None:
             # The passages are the same for both: only the query is pulled.
-            scores_KP, teacher_KP = (
-                vectors_KE @ passage_PE.detach().T for vectors_KE in (demonstrated_QE[passes.shown_Q], teacher_KE)
-            )
-            text_distillation = distill(scores_KP, teacher_KP, passes.visible_QP[passes.shown_Q], objective)
+            fixed_PE, shown_Q = passage_PE.detach(), passes.shown_Q
+            scores_KP, wanted_KP = demonstrated_QE[shown_Q] @ fixed_PE.T, text_KE @ fixed_PE.T
+            text_distillation = divergence(scores_KP, wanted_KP, ~passes.visible_QP[shown_Q], objective)
             total = total + objective.text_distill_weight * text_distillation
+    if not passes.batch.pairs:
+        total = objective.label_weight * total
 
     return Losses(
-        total if passes.batch.pairs else objective.label_weight * total,
+        total if distillation is None else total + distillation,
         without=loss_1.item() if loss_1 is not None and accuracy_1 is not None else None,
         with_demonstrations=loss_2.item() if loss_2 is not None and accuracy_2 is not None else None,
         distillation=distillation.item() if distillation is not None else None,
@@ -229,13 +246,13 @@ def embed(
 
 
 @torch.no_grad()
-def embed_teacher(encoder: Encoder, passes: Passes, *, token_budget: int) -> Tensor | None:
+def embed_texts(encoder: Encoder, passes: Passes, *, token_budget: int) -> Tensor | None:
     """(K, E) vectors of the queries with demonstrations, with these as texts; None where nobody learns from them."""
-    if not passes.teacher_rows:
+    if not passes.text_rows:
         return None
     context_QC = passes.context_query
     context_KC = context_QC[passes.shown_Q] if context_QC is not None else None
-    return embed(encoder, passes.teacher_rows, context_KC, token_budget=token_budget)
+    return embed(encoder, passes.text_rows, context_KC, token_budget=token_budget)
 
 
 def row_groups(rows: Sequence[Row], *, token_budget: int) -> list[np.ndarray]:
@@ -321,9 +338,36 @@ def halves_loss(
     return objective.half_weight * torch.stack(losses).sum()
 
 
-def distill(scores_QP: Tensor, teacher_QP: Tensor, allowed_QP: Tensor, objective: Objective) -> Tensor:
-    """KL divergence from the teacher's distribution over the passages of the batch, at `distill_temperature`."""
-    temperature = objective.distill_temperature
-    student = F.log_softmax((scores_QP / temperature).masked_fill(~allowed_QP, -1e4), dim=1)
-    teacher = F.log_softmax((teacher_QP / temperature).masked_fill(~allowed_QP, -1e4), dim=1)
-    return F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+def distill(vectors_NE: Tensor, teacher_NT: Tensor, objective: Objective) -> Tensor:
+    """How far the likenesses of all texts of a batch are from those that the teacher sees (relational distillation).
+
+    `distill_weight` times the KL divergence from the teacher's distribution of each text over all others, at
+    `distill_temperature` (the near ones count), plus `geometry_weight` times the mean squared difference of cosines
+    (all count alike). Only likenesses meet, so that widths may differ (arXiv 1904.05068).
+    """
+    own_NN = torch.eye(len(vectors_NE), dtype=torch.bool, device=vectors_NE.device)
+    student_NN, wanted_NN = vectors_NE @ vectors_NE.T, teacher_NT @ teacher_NT.T
+    squares = (student_NN - wanted_NN)[~own_NN].square().mean()
+    return (
+        objective.distill_weight * divergence(student_NN, wanted_NN, own_NN, objective)
+        + objective.geometry_weight * squares
+    )
+
+
+def divergence(scores_NP: Tensor, wanted_NP: Tensor, hidden_NP: Tensor, objective: Objective) -> Tensor:
+    """Mean KL divergence from the wanted distributions over what is not hidden, at `distill_temperature`."""
+
+    def distribution(scores: Tensor) -> Tensor:
+        return F.log_softmax((scores / objective.distill_temperature).masked_fill(hidden_NP, -1e4), dim=1)
+
+    return F.kl_div(distribution(scores_NP), distribution(wanted_NP), log_target=True, reduction="batchmean")
+
+
+def teach(teacher: Teacher, queries: Sequence[str], tasks: Sequence[str | None], passages: Sequence[str]) -> np.ndarray:
+    """(Q + P, T) float32 unit-length vectors of a teacher, each query under its own instruction."""
+    by_task: dict[str | None, list[int]] = {}
+    for i, task in enumerate(tasks):
+        by_task.setdefault(task, []).append(i)
+    parts = [teacher.encode_queries([queries[i] for i in mine], task=task) for task, mine in by_task.items()]
+    order = np.argsort(np.concatenate(list(by_task.values())))
+    return np.concatenate([np.concatenate(parts)[order], teacher.encode_passages(passages)])

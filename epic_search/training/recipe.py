@@ -17,6 +17,7 @@ from epic_search.errors import UserError
 
 DATA_VARIABLE = "EPIC_SEARCH_DATA"
 DEFAULT_DATA = "../shared/data"
+CONTEXTUAL = "contextual"  # as a teacher: the encoder's own Contextual encoder
 
 
 class PairData(StrictModel):
@@ -79,35 +80,51 @@ class Data(StrictModel):
 class Objective(StrictModel):
     """The EPIC objective (arXiv 2605.01372): InfoNCE of queries without and with demonstrations.
 
-    `demonstrations`: at most so many a query, drawn from none up; 0 trains without. With `pass_without` off, queries
-    are trained with their demonstrations alone, none among the draws, as in bge-en-icl (arXiv 2409.15700).
-    `distill_weight` adds a KL term towards the frozen Contextual encoder's in-batch scores at `distill_temperature`,
-    and `text_distill_weight` one from the scores under soft demonstrations towards the encoder's own under the same
-    ones as texts, which costs a third pass over the queries (xRAG trains its projector so, arXiv 2405.13792).
+    `demonstrations`: at most so many a query, drawn from none up; 0 trains without. `contrast_without` and
+    `contrast_with` weigh these two; with `contrast_without = 0`, queries are trained with their demonstrations alone,
+    none among the draws, as in bge-en-icl (arXiv 2409.15700). `distill_weight` adds a KL term towards the likenesses
+    that `teacher` sees between all texts of a batch at `distill_temperature`, `geometry_weight` the mean squared
+    difference of the likenesses themselves. `teacher` is "contextual" (the frozen Contextual encoder), an encoder of
+    ours, or `st:` and a sentence-transformers model. `text_distill_weight` adds a KL term from the scores under soft
+    demonstrations towards the encoder's own under the same ones as texts, which costs a third pass over the queries
+    (xRAG trains its projector so, arXiv 2405.13792).
     `label_weight` scales the loss of label batches. `half_weight` adds, for pooling "concat", the losses of the
     Contextual and of the EOS half by themselves.
     """
 
     temperature: float = Field(0.02, gt=0)
     demonstrations: int = Field(5, ge=0)
-    pass_without: bool = True
+    contrast_without: float = Field(1.0, ge=0)
+    contrast_with: float = Field(1.0, ge=0)
     stop_gradient: bool = False
     false_negative_margin: float | None = Field(0.1, ge=0)
+    teacher: str = "contextual"
     distill_weight: float = Field(0.0, ge=0)
     text_distill_weight: float = Field(0.0, ge=0)
     distill_temperature: float = Field(0.05, gt=0)
+    geometry_weight: float = Field(0.0, ge=0)
     label_weight: float = Field(1.0, gt=0)
     half_weight: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> "Objective":
-        if not self.demonstrations and not self.pass_without:
-            raise ValueError("pass_without = false trains with demonstrations alone, and demonstrations is 0; raise it")
         if not self.demonstrations and self.text_distill_weight:
             raise ValueError("text_distill_weight is about demonstrations, and demonstrations is 0; raise it")
-        if self.distill_weight and not self.pass_without:
-            raise ValueError("distill_weight is about queries without demonstrations; it needs pass_without = true")
+        if not (self.without_used or (self.demonstrations and (self.contrast_with or self.text_distill_weight))):
+            raise ValueError(
+                "no loss is left: contrast_without is 0, and so is demonstrations or contrast_with; raise one of them"
+            )
         return self
+
+    @property
+    def taught(self) -> bool:
+        """Whether the loss asks a teacher."""
+        return self.distill_weight > 0 or self.geometry_weight > 0
+
+    @property
+    def without_used(self) -> bool:
+        """Whether the loss is also about queries without demonstrations."""
+        return self.contrast_without > 0 or self.taught
 
 
 class Optimizer(StrictModel):
@@ -148,6 +165,16 @@ class Recipe(StrictModel):
     def _one_beginning(self) -> "Recipe":
         if (self.start is None) == (self.encoder is None):
             raise ValueError("give exactly one of start (a checkpoint to continue from) and an [encoder] table")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher(self) -> "Recipe":
+        alone = self.encoder is not None and self.encoder.contextual is None
+        if self.objective.taught and self.objective.teacher == CONTEXTUAL and alone:
+            raise ValueError(
+                "objective.teacher is 'contextual', and [encoder] has no Contextual encoder; name another teacher or "
+                "set distill_weight and geometry_weight to 0"
+            )
         return self
 
 

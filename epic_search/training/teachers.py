@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from epic_search.encoder import Encoder, weights
-from epic_search.encoder.encoder import Device, Progress, choose_device
+from epic_search.encoder.encoder import Device, Progress, choose_device, choose_dtype
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def find_teacher(reference: str, *, device: Device = "auto") -> Teacher:
             f"the teacher {reference!r} needs sentence-transformers; install it with pip install 'epic-search[eval]'"
         )
     folder = weights.resolve_sentence_transformers(reference.removeprefix(weights.SENTENCE_TRANSFORMERS))
-    return SentenceTransformerTeacher(load_sentence_transformer(folder, device=choose_device(device).type))
+    where = choose_device(device)
+    dtype = choose_dtype("auto", where).value
+    return SentenceTransformerTeacher(load_sentence_transformer(folder, device=where.type, dtype=dtype))
 
 
 def load_sentence_transformer(

@@ -23,9 +23,10 @@ from epic_search.training.gradcache import cached_gradients
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.mixture import Mixture
 from epic_search.training.objective import epic_losses, prepare
-from epic_search.training.recipe import Optimizer, Recipe, require_soft
+from epic_search.training.recipe import CONTEXTUAL, Optimizer, Recipe, require_soft
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import LOG, RECIPE, RESULT, save_heldout
+from epic_search.training.teachers import Teacher, find_teacher
 
 _DEMONSTRATIONS = 100  # stream of random numbers for drawing demonstrations, apart from those of the mixture
 
@@ -93,6 +94,10 @@ def train(
     precision = choose_dtype(settings.precision, where)
     say(f"training on {where.type} in {precision.value}: {precision.reason}")
     encoder = Encoder.create(config, start=state or start, device=device, dtype=DTYPES[precision.value])
+    teacher = None
+    if recipe.objective.taught and recipe.objective.teacher != CONTEXTUAL:
+        say(f"loading the teacher {recipe.objective.teacher}")
+        teacher = find_teacher(recipe.objective.teacher, device=device)
     # Only now, so that a mistake in the recipe leaves nothing behind.
     _begin_run(recipe, out)
     optimizer = make_optimizer(encoder, settings)
@@ -104,7 +109,7 @@ def train(
         say(f"measuring on {len(mixture.heldout)} held-out pairs")
         progress.before = measure(encoder, mixture.heldout)
 
-    _run(recipe, encoder, optimizer, mixture, progress, out=out, report=report)
+    _run(recipe, encoder, optimizer, mixture, progress, out=out, teacher=teacher, report=report)
     replace_folder(out / RESULT, encoder.save)
     after = None
     if mixture.heldout:
@@ -117,9 +122,7 @@ def train(
 
 def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
     """AdamW over what requires gradients: LoRA layers at one learning rate, projectors at another."""
-    projectors = [*encoder.model.soft_tokens.parameters()]
-    if encoder.model.context_projector is not None:
-        projectors += encoder.model.context_projector.parameters()
+    projectors = [parameter for part in encoder.model.projectors().values() for parameter in part.parameters()]
     lora = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
     groups = [
         {"params": lora, "peak": settings.learning_rate},
@@ -144,6 +147,7 @@ def _run(
     progress: Progress,
     *,
     out: Path,
+    teacher: Teacher | None,
     report: Callable[[StepReport], None],
 ) -> None:
     settings = recipe.optimizer
@@ -152,7 +156,7 @@ def _run(
     # Line by line: `train status` reads along.
     with _log_after(out / LOG, progress.step).open("a", encoding="utf-8", buffering=1) as log:
         for step in range(progress.step, settings.steps):
-            result = _step(step, recipe, encoder, optimizer, mixture)
+            result = _step(step, recipe, encoder, optimizer, mixture, teacher)
             progress.step, progress.seconds = step + 1, before + time.monotonic() - began
             row = StepReport(step=step + 1, steps=settings.steps, seconds=progress.seconds, **result)
             log.write(json.dumps(asdict(row)) + "\n")
@@ -162,7 +166,12 @@ def _run(
 
 
 def _step(
-    step: int, recipe: Recipe, encoder: Encoder, optimizer: torch.optim.AdamW, mixture: Mixture
+    step: int,
+    recipe: Recipe,
+    encoder: Encoder,
+    optimizer: torch.optim.AdamW,
+    mixture: Mixture,
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     settings = recipe.optimizer
     began = time.monotonic()
@@ -174,7 +183,7 @@ def _step(
     # Dropout, where a recipe asks for it, must not depend on where the run was resumed.
     torch.manual_seed(recipe.seed + step)
     objective, budget = recipe.objective, settings.token_budget
-    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length)
+    passes = prepare(encoder, batch, objective, rng=rng, max_length=recipe.data.max_length, teacher=teacher)
     if settings.gradient_cache:
         losses = cached_gradients(encoder, passes, objective, token_budget=budget, seed=recipe.seed + step)
     else:

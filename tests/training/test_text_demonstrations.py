@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
-from epic_search.training.objective import Losses, Passes, embed_teacher, epic_losses, info_nce, prepare
+from epic_search.training.objective import Losses, Passes, embed_texts, epic_losses, info_nce, prepare
 from epic_search.training.pairs import Pair, PairSource, TrainBatch
 from epic_search.training.recipe import Objective, Recipe
 from epic_search.training.trainer import StepReport, train
@@ -48,7 +48,7 @@ def under_texts(encoder: Encoder, passes: Passes) -> torch.Tensor:
 
 def test_the_only_pass_is_over_queries_with_their_texts(text_encoder: Encoder, batch: TrainBatch) -> None:
     """bge-en-icl: one pass over the queries, no demonstrations among the draws; the loss is that of users' vectors."""
-    losses, passes, objective = losses_of(text_encoder, batch, pass_without=False)
+    losses, passes, objective = losses_of(text_encoder, batch, contrast_without=0)
     assert passes.query_rows == [] and losses.without is None and losses.accuracy_without is None
     assert {len(shown) for shown in passes.shown} == {0, 1, 2, 3}
     queries_QE = under_texts(text_encoder, passes)
@@ -61,7 +61,7 @@ def test_the_only_pass_is_over_queries_with_their_texts(text_encoder: Encoder, b
 
 def test_with_both_passes_the_losses_add_up(text_encoder: Encoder, batch: TrainBatch) -> None:
     both, _, _ = losses_of(text_encoder, batch)
-    alone, _, _ = losses_of(text_encoder, batch, pass_without=False)
+    alone, _, _ = losses_of(text_encoder, batch, contrast_without=0)
     without, _, _ = losses_of(text_encoder, batch, demonstrations=0)
     assert both.total.item() == pytest.approx(alone.total.item() + without.total.item(), abs=1e-4)
     assert both.without == pytest.approx(without.total.item()) != both.with_demonstrations
@@ -74,7 +74,7 @@ def test_texts_are_drawn_as_slots_are_and_train_no_projector(
     for one, other in zip(soft.shown, text.shown, strict=True):
         np.testing.assert_array_equal(one, other)
     torch.testing.assert_close(soft.visible_QP, text.visible_QP)
-    losses_of(text_encoder, batch, pass_without=False)[0].total.backward()
+    losses_of(text_encoder, batch, contrast_without=0)[0].total.backward()
     lora = [p for name, p in text_encoder.model.backbone.named_parameters() if p.requires_grad]
     assert lora and all(p.grad is not None and p.grad.abs().sum() > 0 for p in lora)
     assert all(p.grad is None for p in text_encoder.model.soft_tokens.parameters())
@@ -84,7 +84,7 @@ def test_soft_demonstrations_without_the_first_loss_still_train_it_through_the_s
     encoder: Encoder, batch: TrainBatch
 ) -> None:
     both, _, _ = losses_of(encoder, batch)
-    alone, passes, _ = losses_of(encoder, batch, pass_without=False)
+    alone, passes, _ = losses_of(encoder, batch, contrast_without=0)
     assert len(passes.query_rows) == len(PAIRS), "demonstrations are made of their vectors"
     assert alone.total.item() == pytest.approx(alone.with_demonstrations, rel=1e-5)
     assert (alone.without, alone.with_demonstrations) == (both.without, both.with_demonstrations)
@@ -107,7 +107,7 @@ def test_the_teacher_is_the_same_encoder_with_texts(encoder: Encoder, batch: Tra
     losses, passes, objective = losses_of(encoder, batch, text_distill_weight=2.0)
     plain, _, _ = losses_of(encoder, batch)
     shown_Q = passes.shown_Q
-    assert 0 < len(passes.teacher_rows) == int(shown_Q.sum()) < len(PAIRS)
+    assert 0 < len(passes.text_rows) == int(shown_Q.sum()) < len(PAIRS)
     passages_PE = torch.from_numpy(encoder.encode_passages(batch.passages))
     soft_QE = torch.cat([soft_vector(encoder, passes, i) for i in range(len(PAIRS))])
     log_student, log_teacher = (
@@ -135,8 +135,8 @@ def soft_vector(encoder: Encoder, passes: Passes, i: int) -> torch.Tensor:
 def test_steps_on_the_divergence_bring_soft_demonstrations_to_their_texts(encoder: Encoder, batch: TrainBatch) -> None:
     objective = Objective(demonstrations=3, text_distill_weight=1.0)
     passes = passes_of(encoder, batch, objective)
-    teacher_KE = embed_teacher(encoder, passes, token_budget=4096)
-    assert teacher_KE is not None and not teacher_KE.requires_grad
+    text_KE = embed_texts(encoder, passes, token_budget=4096)
+    assert text_KE is not None and not text_KE.requires_grad
     optimizer = torch.optim.Adam(encoder.model.soft_tokens.parameters(), lr=3e-3)
     seen: list[float] = []
     for _ in range(12):
@@ -155,9 +155,9 @@ def test_steps_on_the_divergence_bring_soft_demonstrations_to_their_texts(encode
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"demonstrations": 0, "pass_without": False}, "trains with demonstrations alone, and demonstrations is 0"),
+        ({"demonstrations": 0, "contrast_without": 0}, "no loss is left: contrast_without is 0, and so is"),
+        ({"contrast_with": 0, "contrast_without": 0}, "no loss is left"),
         ({"demonstrations": 0, "text_distill_weight": 1.0}, "is about demonstrations, and demonstrations is 0"),
-        ({"pass_without": False, "distill_weight": 1.0}, "it needs pass_without = true"),
     ],
 )
 def test_an_objective_that_trains_nothing_is_refused(settings: dict[str, object], message: str) -> None:
@@ -177,7 +177,7 @@ def recipe(tiny_config: EncoderConfig, tmp_path: Path) -> Recipe:
             "name": "run",
             "encoder": {**tiny_config.model_dump(), "demonstrations": "text"},
             "data": {"pairs": [{"files": str(tmp_path / "pairs.jsonl")}], "max_length": 24},
-            "objective": {"demonstrations": 3, "pass_without": False},
+            "objective": {"demonstrations": 3, "contrast_without": 0},
             "optimizer": {"steps": 4, "batch_size": 8, "warmup_steps": 1, "precision": "float32"},
             "checkpoint_steps": 2,
         }
