@@ -42,7 +42,7 @@ class ContextualConfig(StrictModel):
     position: Literal["after_prefix", "before_prefix"] = "after_prefix"
     projector: Literal["linear", "mlp"] = "mlp"
     gain: float = Field(1.0, gt=0)
-    residual: bool = False
+    residual: bool = Field(False, exclude_if=lambda residual: not residual)
 
 
 class SoftTokenConfig(StrictModel):
@@ -67,6 +67,9 @@ class EncoderConfig(StrictModel):
     `pooling`: last hidden state of the EOS token ("last"), mean over the text's tokens ("mean"), or Contextual and EOS
     states concatenated ("concat", Causal2Vec: twice the backbone's width).
     `demonstrations`: what it is trained to read, soft tokens (EPIC) or texts (bge-en-icl, arXiv 2409.15700).
+
+    A key that a later version adds is left out where it has its default (`exclude_if`): encoders from before it keep
+    their fingerprint, and older versions read what does without it.
     """
 
     format: int = FORMAT
@@ -78,7 +81,6 @@ class EncoderConfig(StrictModel):
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
-    # Left out where it says nothing new: encoders from before it keep their fingerprint.
     demonstrations: DemonstrationKind = Field("soft", exclude_if=lambda kind: kind == "soft")
 
     @model_validator(mode="after")
