@@ -96,12 +96,10 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """32 hex digits over the configuration, the template and every byte of weights and tokenizers.
 
-        Not over names and places: a checkpoint that was moved is the same encoder. Nor over defaults: a setting that a
-        later version adds does not change the encoders of an earlier one.
+        Not over names and places: a checkpoint that was moved is the same encoder. Nor over the defaults of
+        settings that came later (see `EncoderConfig`), which change no encoder of before.
         """
-        config = self.config.model_dump(
-            exclude={"name": True, "backbone": True, "contextual": {"encoder"}}, exclude_defaults=True
-        )
+        config = self.config.model_dump(exclude={"name": True, "backbone": True, "contextual": {"encoder"}})
         digest = hashlib.sha256(json.dumps([config, TEMPLATE], sort_keys=True).encode())
         for folder in (self.backbone, self.contextual, self.folder, self.lora):
             digest.update(weights.digest(folder).encode() if folder else b"-")

@@ -69,6 +69,7 @@ class ContextualConfig(StrictModel):
     )
     residual: bool = Field(
         False,
+        exclude_if=lambda residual: not residual,
         description="Whether the encoder's own vector is added to the pooled states, so that training starts from its "
         "quality and the decoder only adds to it (see `residual.py`). Our choice, in neither paper: few layers and "
         "steps lost more of it than they brought.",
@@ -117,7 +118,11 @@ class LoraSettings(StrictModel):
 
 
 class EncoderConfig(StrictModel):
-    """A backbone and what turns it into a text encoder."""
+    """A backbone and what turns it into a text encoder.
+
+    A key that a later version adds is left out where it has its default (`exclude_if`): encoders from before it keep
+    their fingerprint, and older versions read what does without it.
+    """
 
     format: int = Field(FORMAT, description="Version of this configuration's form; leave it out.")
     name: str = Field(description="Name of the encoder; in a recipe the recipe's own name takes its place.")
@@ -142,7 +147,6 @@ class EncoderConfig(StrictModel):
     contextual: ContextualConfig | None = None
     soft_tokens: SoftTokenConfig = SoftTokenConfig()
     lora: LoraSettings | None = None
-    # Left out where they say nothing new: encoders from before them keep their fingerprint.
     demonstrations: DemonstrationKind = Field(
         "soft",
         exclude_if=lambda kind: kind == "soft",
