@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -77,6 +77,8 @@ def _table(annotation: Any) -> type[BaseModel] | None:
 
 def _type(annotation: Any) -> str:
     origin, parts = get_origin(annotation), [part for part in get_args(annotation) if part is not type(None)]
+    if origin is Annotated:
+        return _type(parts[0])
     if origin is list:
         return f"list of {_type(parts[0])}s"
     if origin is dict or _table(annotation) is annotation:

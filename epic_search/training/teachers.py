@@ -62,10 +62,12 @@ class SentenceTransformerTeacher:
     def _encode(self, encode: Any, texts: Sequence[str], progress: Progress | None) -> np.ndarray:
         parts = []
         for some in _portions(texts):
-            parts.append(encode(some, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True))
+            parts.append(encode(some, show_progress_bar=False, convert_to_numpy=True))
             if progress is not None:
                 progress(len(some))
-        return np.concatenate(parts).astype(np.float32)
+        vectors_NE = np.concatenate(parts).astype(np.float32)
+        # Here, since the model may have made them in bfloat16.
+        return vectors_NE / np.linalg.norm(vectors_NE, axis=1, keepdims=True)
 
 
 def find_teacher(reference: str, *, device: Device = "auto") -> Teacher:

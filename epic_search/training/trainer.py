@@ -101,7 +101,7 @@ def train(
         )
     say(f"reading the training data of '{recipe.name}'")
     mixture = Mixture(recipe.data, batch_size=settings.batch_size, steps=settings.steps, seed=recipe.seed)
-    dev = DevMeter(recipe.dev, mixture.heldout) if recipe.dev is not None else None
+    dev = DevMeter(recipe.dev, mixture.heldout) if recipe.dev is not None and world.first else None
     state = latest_state(out)
     config, start = _origin(recipe)
     require_soft(recipe.objective, config)
@@ -140,8 +140,7 @@ def train(
         with Journal(out, recipe, step=progress.step, planned=planned, dev=dev, tracker=board, say=say) as journal:
             _run(learner, progress, journal, out=out, report=report)
     else:
-        for step in range(progress.step, settings.steps):
-            learner.step(step)
+        _run(learner, progress, None, out=out, report=report)
     if average is not None:
         average.put_in_place()
     if world.first:
@@ -157,19 +156,22 @@ def train(
 
 
 def _run(
-    learner: Learner, progress: Progress, journal: Journal, *, out: Path, report: Callable[[StepReport], None]
+    learner: Learner, progress: Progress, journal: Journal | None, *, out: Path, report: Callable[[StepReport], None]
 ) -> None:
-    """The steps that are left, as the process goes that writes for all."""
+    """The steps that are left. `journal`: of the process that writes for all, None in the others."""
     recipe, steps = learner.recipe, learner.recipe.optimizer.steps
-    if progress.step == 0:
+    if progress.step == 0 and journal is not None:
         journal.measure(learner.encoder, 0)
     before, began = progress.seconds, time.monotonic()
     for step in range(progress.step, steps):
         result = learner.step(step)
         progress.step, progress.seconds = step + 1, before + time.monotonic() - began
         row = StepReport(step=step + 1, steps=steps, seconds=progress.seconds, **result)
-        journal.add(asdict(row))
+        if journal is not None:
+            journal.add(asdict(row))
         report(row)
+        if journal is None:
+            continue
         # Before the checkpoint: what is measured after it would be missing in a run that is stopped in between.
         journal.measure(learner.encoder, progress.step)
         if progress.step % recipe.checkpoint_steps == 0 or progress.step == steps:
