@@ -48,7 +48,7 @@ def cached_gradients(
         if passes.demonstrated_rows:
             soft = passes.soft(query_QE, passage_PE, stop_gradient=True)
             demonstrated_QE = cache.vectors(_DEMONSTRATED, soft)
-    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
+    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget, world=world)
     for vectors in (query_QE, passage_PE, demonstrated_QE):
         if vectors is not None:
             vectors.requires_grad_()

@@ -38,7 +38,7 @@ def epic_losses(
         soft = passes.soft(query_QE, passage_PE, stop_gradient=objective.stop_gradient)
         rows, context = passes.demonstrated_rows, passes.context_query
         demonstrated_QE = embed(encoder, rows, context, soft, token_budget=token_budget, world=world)
-    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget)
+    teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget, world=world)
     return losses_of_vectors(
         passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, config=encoder.config
     )
@@ -58,19 +58,21 @@ def embed(
     `soft`: for each row the vectors of its soft slots; None where no row has any.
     """
     groups = row_groups(rows, token_budget=token_budget, world=world)
-    parts = [embed_group(encoder, rows, context_NC, soft, indices) for indices in groups]
-    return world.gather(torch.cat(parts), np.concatenate(groups), count=len(rows))
+    # With none to begin with: where there are fewer rows than processes, some have no others.
+    parts = [torch.empty(0, encoder.dim, device=encoder.device)]
+    parts += [embed_group(encoder, rows, context_NC, soft, indices) for indices in groups]
+    own_B = np.concatenate([np.empty(0, dtype=np.int64), *groups])
+    return world.gather(torch.cat(parts), own_B, count=len(rows))
 
 
 @torch.no_grad()
-def embed_teacher(encoder: Encoder, passes: Passes, *, token_budget: int) -> Tensor | None:
+def embed_teacher(encoder: Encoder, passes: Passes, *, token_budget: int, world: World = ALONE) -> Tensor | None:
     """(K, E) vectors of the queries with demonstrations, with these as texts; None where nobody learns from them."""
     if not passes.teacher_rows:
         return None
     context_QC = passes.context_query
     context_KC = context_QC[passes.shown_Q] if context_QC is not None else None
-    # In every process: there may be fewer rows than processes.
-    return embed(encoder, passes.teacher_rows, context_KC, token_budget=token_budget)
+    return embed(encoder, passes.teacher_rows, context_KC, token_budget=token_budget, world=world)
 
 
 def embed_group(

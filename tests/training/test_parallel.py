@@ -77,15 +77,20 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "demonstrations": {"demonstrations": 5},
     "stop-gradient": {"demonstrations": 5, "stop_gradient": True},
     "distillation": {"demonstrations": 3, "distill_weight": 1.0, "half_weight": 0.5},
+    "text-distillation": {"demonstrations": 2, "text_distill_weight": 1.0},
 }
+# Only one row of one process has demonstrations, and only from there come gradients of queries.
+LONELY: dict[str, object] = {"demonstrations": 1, "contrast_without": 0.0, "text_distill_weight": 1.0}
 CASES = {
     f"{name}-{'cached' if cached else 'whole'}": Case(objective, cached)
     for name, objective in OBJECTIVES.items()
     for cached in (False, True)
 } | {
-    # All that is trained is the projector of soft tokens, which only one row of one process has.
-    "lonely-whole": Case({"demonstrations": 1}, cached=False, lora=False, one_demonstration=True),
-    "lonely-cached": Case({"demonstrations": 1}, cached=True, lora=False, one_demonstration=True),
+    f"lonely-{'lora' if lora else 'projector'}-{'cached' if cached else 'whole'}": Case(
+        LONELY, cached, lora=lora, one_demonstration=True
+    )
+    for lora in (False, True)
+    for cached in (False, True)
 }
 
 
