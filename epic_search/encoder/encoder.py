@@ -254,8 +254,8 @@ class Encoder:
         """Token ids of each text, cut at `max_length` (default: `config.max_length`)."""
         return token_ids(self._tokenizer, texts, max_length=max_length or self.config.max_length)
 
-    def cut(self, texts: Sequence[str], *, max_length: int) -> list[str]:
-        """The beginning of each text, `max_length` tokens of it."""
+    def cut(self, texts: Sequence[str], *, max_length: int) -> tuple[list[str], list[list[int]]]:
+        """The beginning of each text, `max_length` tokens of it: as text and as token ids."""
         return beginnings(self._tokenizer, texts, max_length=max_length)
 
     def context(self, texts: Sequence[str]) -> Tensor | None:

@@ -58,4 +58,6 @@ def prepare_training(model: "EncoderModel", config: EncoderConfig, start: Path |
             "name smaller widths: the whole one is always trained"
         )
     if config.pooling == "concat" and start is not None and not EncoderConfig.load(start).matryoshka:
-        model.soft_tokens.reorder(turns(model.dim))
+        # The first to read the states in their order; what comes out of the residual keeps the order it has.
+        reader = model.residual or model.soft_tokens
+        reader.reorder(turns(model.dim))

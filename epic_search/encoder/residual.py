@@ -7,6 +7,7 @@ encoder ranks exactly as its Contextual encoder does, and training is only about
 neither paper has it.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,11 @@ class Residual(nn.Module):
         self.states = nn.Linear(dim, dim)
         nn.init.zeros_(self.states.weight)
         nn.init.zeros_(self.states.bias)
+
+    @torch.no_grad()
+    def reorder(self, order_E: Tensor) -> None:
+        """Take from now on, as state i, what has been state `order_E[i]`."""
+        self.states.weight.copy_(self.states.weight[:, order_E.to(self.states.weight.device)])
 
     def forward(self, states_BE: Tensor, context_BC: Tensor) -> Tensor:
         # Unit length: states of hundreds would turn one step of the optimiser into a leap.

@@ -32,13 +32,14 @@ def token_ids(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int |
     ]
 
 
-def beginnings(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int) -> list[str]:
-    """The text of the first `max_length` tokens of each text."""
+def beginnings(tokenizer: "Tokenizer", texts: Sequence[str], *, max_length: int) -> tuple[list[str], list[list[int]]]:
+    """The first `max_length` tokens of each text: as text and as ids."""
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [
+    cut = [
         text if len(encoding) <= max_length else text[: encoding.offsets[max_length - 1][1]]
         for text, encoding in zip(texts, encodings, strict=True)
     ]
+    return cut, [encoding.ids[:max_length] for encoding in encodings]
 
 
 def spans(tokenizer: "Tokenizer", text: str, *, max_length: int, overlap: int) -> list[str]:

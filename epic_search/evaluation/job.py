@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -22,7 +23,7 @@ from epic_search.evaluation.demonstrations import (
 from epic_search.evaluation.items import Recorder
 from epic_search.evaluation.kinds import Control
 from epic_search.evaluation.meter import WARM_UP_QUERIES
-from epic_search.evaluation.models import Bound, Condition, EvaluatedModel, machine
+from epic_search.evaluation.models import Bound, Condition, EvaluatedModel
 from epic_search.evaluation.results import BLOCK
 from epic_search.evaluation.splits import load
 from epic_search.evaluation.tasks import EvalTask, PairFile
@@ -186,6 +187,20 @@ def _query_ms(bound: Bound) -> float | None:
     seconds = [bound.query_seconds(query) for query in bound.meter.some_queries]
     timed = seconds[WARM_UP_QUERIES:] or seconds
     return 1000 * statistics.median(timed) if timed else None
+
+
+def machine() -> str:
+    """The processor or GPU, and how many cores there are."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:  # not Linux
+        pass
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} x {cpu}{gpu}"
 
 
 def versions() -> dict[str, str]:

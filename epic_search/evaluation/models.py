@@ -5,8 +5,6 @@ a mistyped third model is known before the first has run, and finished results n
 """
 
 import hashlib
-import os
-import platform
 import re
 import time
 from dataclasses import dataclass, field
@@ -357,20 +355,6 @@ class BoundPeer:
         """See Bound."""
         seconds: float = self.model.query_seconds(query)
         return seconds
-
-
-def machine() -> str:
-    """The processor or GPU, and how many cores there are."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:  # not Linux
-        pass
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} x {cpu}{gpu}"
 
 
 def _meta(name: str, revision: str, experiment: dict[str, Any]) -> "ModelMeta":

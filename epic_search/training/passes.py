@@ -104,10 +104,8 @@ def prepare(
     if objective.text_distill_weight or not soft:
         _require_room(encoder, objective, batch.tasks, max_length=max_length)
     # Whoever reads a text reads the same part of it: decoder, Contextual encoder, teacher.
-    queries = encoder.cut(batch.queries, max_length=max_length)
-    passages = encoder.cut(batch.passages, max_length=max_length)
-    query_ids = encoder.token_ids(queries, max_length=max_length)
-    passage_ids = encoder.token_ids(passages, max_length=max_length)
+    queries, query_ids = encoder.cut(batch.queries, max_length=max_length)
+    passages, passage_ids = encoder.cut(batch.passages, max_length=max_length)
 
     def query_rows(demonstrations: Sequence[int | list[IdPair]]) -> list[Row]:
         layouts = [

@@ -206,7 +206,8 @@ class Objective(StrictModel):
     label_weight: float = Field(
         1.0,
         gt=0,
-        description="Factor on the loss of label batches. Our choice: none, until a comparison says otherwise.",
+        description="Factor on the losses of label batches, but for the teacher's. Our choice: none, until a "
+        "comparison says otherwise.",
     )
     half_weight: float = Field(
         0.0,
@@ -361,16 +362,6 @@ class Recipe(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _a_teacher(self) -> "Recipe":
-        alone = self.encoder is not None and self.encoder.contextual is None
-        if self.objective.taught and self.objective.teacher == CONTEXTUAL and alone:
-            raise ValueError(
-                "objective.teacher is 'contextual', and [encoder] has no Contextual encoder; name another teacher or "
-                "set distill_weight and geometry_weight to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _widths_are_trained(self) -> "Recipe":
         if self.encoder is not None and (self.encoder.matryoshka or self.encoder.dim):
             raise ValueError("encoder.matryoshka and encoder.dim say what was trained; give objective.matryoshka")
@@ -386,10 +377,20 @@ class Recipe(StrictModel):
         return self
 
 
-def require_soft(objective: Objective, encoder: EncoderConfig) -> None:
-    """Raise UserError where a text encoder is to learn from text demonstrations what it is trained on anyway."""
+def check_objective(objective: Objective, encoder: EncoderConfig) -> None:
+    """Raise UserError where an objective asks for what the encoder, of the recipe or of its start, does not have."""
     if objective.text_distill_weight and encoder.demonstrations != "soft":
         raise UserError(
             "objective.text_distill_weight teaches soft demonstrations, and the demonstrations of this encoder are "
             f"'{encoder.demonstrations}'; take it out, or train an encoder whose demonstrations are 'soft'"
+        )
+    if objective.taught and objective.teacher == CONTEXTUAL and encoder.contextual is None:
+        raise UserError(
+            f"objective.teacher is '{CONTEXTUAL}', and this encoder has no Contextual encoder; name another teacher, "
+            "or set distill_weight and geometry_weight to 0"
+        )
+    if objective.half_weight and encoder.contextual is not None and encoder.contextual.residual:
+        raise UserError(
+            "objective.half_weight is about the Contextual and the EOS half of vectors, and the residual mixes them; "
+            "set it to 0, or train an encoder without encoder.contextual.residual"
         )

@@ -24,7 +24,7 @@ from epic_search.training.journal import Journal
 from epic_search.training.learner import Learner, make_optimizer, trained
 from epic_search.training.mixture import Mixture
 from epic_search.training.parallel import World
-from epic_search.training.recipe import CONTEXTUAL, Recipe, require_soft
+from epic_search.training.recipe import CONTEXTUAL, Recipe, check_objective
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import RECIPE, RESULT, save_heldout
 from epic_search.training.teachers import find_teacher
@@ -104,7 +104,7 @@ def train(
     dev = DevMeter(recipe.dev, mixture.heldout) if recipe.dev is not None and world.first else None
     state = latest_state(out)
     config, start = _origin(recipe)
-    require_soft(recipe.objective, config)
+    check_objective(recipe.objective, config)
     torch.manual_seed(recipe.seed)
     where = choose_device(device)
     precision = choose_dtype(settings.precision, where)

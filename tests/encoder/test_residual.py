@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from epic_search.encoder import Encoder
+from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
 
 TEXTS = ["a short one", "another text", "something else entirely", "z", "the longest text of them all, by far"]
@@ -38,6 +38,23 @@ def test_what_was_trained_is_saved_and_loaded(config: EncoderConfig, tmp_path: P
     encoder.save(tmp_path / "encoder")
     loaded = Encoder.load(tmp_path / "encoder", device="cpu", dtype="float32")
     np.testing.assert_allclose(loaded.encode_passages(TEXTS), trained, atol=1e-5)
+
+
+def test_training_for_matryoshka_widths_starts_from_the_same_vectors(config: EncoderConfig, tmp_path: Path) -> None:
+    encoder = Encoder.create(config, device="cpu")
+    assert encoder.model.residual is not None
+    torch.nn.init.normal_(encoder.model.residual.states.weight, std=0.1)
+    encoder.save(tmp_path / "encoder")
+    widths = Encoder.create(config.model_copy(update={"matryoshka": [16]}), start=tmp_path / "encoder", device="cpu")
+    shown = [Demonstration(query="a", passage="b")]
+    for mine, theirs in (
+        (widths.encode_passages(TEXTS), encoder.encode_passages(TEXTS)),
+        (
+            widths.encode_queries(TEXTS, prompt=widths.prompt(demonstrations=shown)),
+            encoder.encode_queries(TEXTS, prompt=encoder.prompt(demonstrations=shown)),
+        ),
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 def test_texts_alone_have_the_vectors_they_have_in_a_batch(config: EncoderConfig) -> None:
