@@ -39,7 +39,7 @@ from epic_search.encoder import weights
 from epic_search.encoder.backbone import load_backbone, save_model
 from epic_search.encoder.encoder import DTYPES, choose_device, choose_dtype
 from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
-from epic_search.evaluation.models import machine
+from epic_search.evaluation.job import machine
 from epic_search.training.pairs import load_pairs
 from epic_search.training.recipe import DATA_VARIABLE, DEFAULT_DATA, PairData, Recipe
 
