@@ -84,10 +84,11 @@ def chosen_demos(given: str | None, *, none: bool) -> tuple["Demos | None", list
     """What `query --demos` and `--no-demos` ask for: a mode, or the demonstrations of a file."""
     if none and given is not None:
         raise UserError(f"--demos {given} and --no-demos contradict each other; give one of them")
-    if none or given == "none":
+    modes: dict[str | None, Demos | None] = {None: None, "fixed": "fixed", "nearest": "nearest", "none": "none"}
+    if none:
         return "none", None
-    if given is None or given == "fixed" or given == "nearest":
-        return given, None
+    if given in modes:
+        return modes[given], None
     if not Path(given).is_file():
         raise UserError(f"--demos '{given}' is neither one of {', '.join(DEMOS)} nor a file of demonstrations")
     return "fixed", read_demonstrations(Path(given))

@@ -21,7 +21,7 @@ from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point
+from epic_search.index.store.protocol import Point, Schema
 
 if TYPE_CHECKING:
     from epic_search.index.lock import Lock
@@ -59,7 +59,7 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
-            self.store: VectorStore = self._open_store(manifest.dim, lock)
+            self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
                 stored = self.store.count()
@@ -128,7 +128,7 @@ class Contents:
         rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
-        self.store.upsert([point for cut in chunk for point in _points(cut)], vectors_PE)
+        self.store.upsert([point for cut in chunk for point in _points(cut)], {"": vectors_PE})
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -159,7 +159,7 @@ class Contents:
         require_space(self.folder, disk_usage(self.folder / STORE_FOLDER))
         self.store.optimize()
 
-    def _open_store(self, dim: int, lock: "Lock") -> EdgeStore:
+    def _open_store(self, manifest: "Manifest", lock: "Lock") -> EdgeStore:
         path = self.folder / STORE_FOLDER
         with self._readable():
             is_new = self.documents == 0 and self._totals("FROM doomed")[0] == 0
@@ -168,7 +168,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, dim=dim, create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=Schema({"": manifest.dim}), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
