@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEMONSTRATION = '{"query": "...", "passage": "..."}'
 LESSON = '{"query": "...", "id": "..."} or {"query": "...", "passage": "..."}'
-DEMOS = ("fixed", "nearest", "none")
+MODES: tuple["Demos", ...] = ("fixed", "nearest", "none")
 
 
 def read_demonstrations(path: Path) -> list["Demonstration"]:
@@ -84,13 +84,15 @@ def chosen_demos(given: str | None, *, none: bool) -> tuple["Demos | None", list
     """What `query --demos` and `--no-demos` ask for: a mode, or the demonstrations of a file."""
     if none and given is not None:
         raise UserError(f"--demos {given} and --no-demos contradict each other; give one of them")
-    modes: dict[str | None, Demos | None] = {None: None, "fixed": "fixed", "nearest": "nearest", "none": "none"}
     if none:
         return "none", None
-    if given in modes:
-        return modes[given], None
+    if given is None:
+        return None, None
+    for mode in MODES:
+        if given == mode:
+            return mode, None
     if not Path(given).is_file():
-        raise UserError(f"--demos '{given}' is neither one of {', '.join(DEMOS)} nor a file of demonstrations")
+        raise UserError(f"--demos '{given}' is neither one of {', '.join(MODES)} nor a file of demonstrations")
     return "fixed", read_demonstrations(Path(given))
 
 
