@@ -7,7 +7,7 @@ import typer
 
 from epic_search import __version__
 from epic_search.cli import eval as evaluation
-from epic_search.cli import indexes, models, train
+from epic_search.cli import indexes, models, teach, train
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
 from epic_search.cli.index import index
@@ -40,6 +40,7 @@ def _epic_search(
 
 app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(query)
+app.add_typer(teach.app, name="teach")
 app.command()(demo)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(train.app, name="train")

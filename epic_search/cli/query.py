@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epic_search.cli import console, options
-from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.demonstrations import chosen_demos
+from epic_search.cli.explanation import explain_hits
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
@@ -32,8 +33,13 @@ def query(
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
     task: options.Task = None,
-    demos: options.Demonstrations = None,
+    demos: options.Demos = None,
     no_demos: options.NoDemonstrations = False,
+    demos_k: options.DemosK = None,
+    boost: options.Boost = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which taught pairs were used, and what they changed.")
+    ] = False,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -50,27 +56,33 @@ def query(
 ) -> None:
     """Find the documents that answer a query, best first.
 
-    The index's own task and demonstrations are used; --task, --demos and
-    --no-demos replace them this once.
+    The index's own task and demonstrations are used, and what it was taught;
+    --task, --demos, --no-demos and --boost say otherwise this once.
     """
     from epic_search.index import Searcher
     from epic_search.index import home as default_home
     from epic_search.index.prompts import new_prompt
+    from epic_search.index.ways import Ways
 
     if not text.strip():
         raise UserError("the query is empty; give some words to search for")
     folder = home or default_home()
-    demonstrations = chosen_demonstrations(demos, none=no_demos)
+    mode, demonstrations = chosen_demos(demos, none=no_demos)
     name = index or latest_index(folder)
     manifest = made_by(name, folder)
     loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
     with Searcher.open(name, home=folder, encoder=loaded) as searcher:
         prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=task, demonstrations=demonstrations)
-        hits = searcher.search([text], k=k, prompt=prompt)[0]
+        ways = Ways.of(searcher.manifest, demos=mode, demos_k=demos_k, boost=boost)
+        hits = searcher.search([text], k=k, prompt=prompt, ways=ways)[0]
+        explanation = explain_hits(searcher, text, hits, prompt=prompt, ways=ways) if explain else None
     if json:
-        console.print_json({"index": name, "query": text, "hits": as_json(hits)})
-    else:
-        console.print_hits(hits, query=text)
+        said = {} if explanation is None else {"explanation": explanation.as_json()}
+        console.print_json({"index": name, "query": text, "hits": as_json(hits), **said})
+        return
+    console.print_hits(hits, query=text)
+    if explanation is not None:
+        explanation.print()
 
 
 def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:

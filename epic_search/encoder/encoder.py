@@ -167,24 +167,39 @@ class Encoder:
         """Where the weights are."""
         return self.model.device
 
-    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
-        """(n, dim) float32 unit-length vectors of passages, in input order.
+    def encode_passages(
+        self, texts: Sequence[str], *, whole: bool = False, progress: Progress | None = None
+    ) -> np.ndarray:
+        """(n, dim) float32 unit-length vectors of passages, in input order; `whole`: not cut to `dim`, as in prompts.
 
         Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
         with the number of texts done since its last call. Raises UserError for a vector that is not finite.
         """
-        return self._encode(texts, self.template.passage, self._no_slots(), progress=progress, dim=self.dim)
+        around = (self.template.passage, self._no_slots())
+        return self._encode(texts, [around] * len(texts), progress=progress, dim=self.model.dim if whole else self.dim)
 
     def encode_queries(
-        self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: Prompt | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        whole: bool = False,
+        progress: Progress | None = None,
     ) -> np.ndarray:
-        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order.
+        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order; `whole` as for passages.
 
-        Raises UserError when another encoder made the prompt's vectors, and when the prompt does not fit this one.
+        `prompts`: one for each text, instead of one for all; texts under different prompts share a batch.
+        Raises UserError when another encoder made a prompt's vectors, and when a prompt does not fit this one.
         """
-        prompt = prompt or self.prompt()
-        soft_SE = torch.from_numpy(prompt.vectors_SE).to(self.device)
-        return self._encode(texts, self.layout(prompt), soft_SE, progress=progress, dim=self.dim)
+        assert prompt is None or prompts is None, "one prompt for all texts, or one for each"
+        if prompts is None:
+            prompts = [prompt or self.prompt()] * len(texts)
+        assert len(prompts) == len(texts), (len(prompts), len(texts))
+        # A prompt is compared by identity: most often there is one for all texts.
+        around = {p: (self.layout(p), torch.from_numpy(p.vectors_SE).to(self.device)) for p in set(prompts)}
+        dim = self.model.dim if whole else self.dim
+        return self._encode(texts, [around[p] for p in prompts], progress=progress, dim=dim)
 
     def prompt(
         self,
@@ -213,9 +228,8 @@ class Encoder:
         self._layout(task, texts if kind == "text" else len(shown))
         if kind == "text" or not shown:
             return replace(plain, demonstrations=shown)
-        none = self._no_slots()
-        queries_KE = self._encode([d.query for d in shown], self.layout(plain), none, dim=whole)
-        passages_KE = self._encode([d.passage for d in shown], self.template.passage, none, dim=whole)
+        queries_KE = self.encode_queries([d.query for d in shown], prompt=plain, whole=True)
+        passages_KE = self.encode_passages([d.passage for d in shown], whole=True)
         vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, whole)
         return replace(plain, demonstrations=shown, vectors_SE=vectors_SE)
 
@@ -266,15 +280,22 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, *, dim: int, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        around: Sequence[tuple[Layout, Tensor]],
+        *,
+        dim: int,
+        progress: Progress | None = None,
     ) -> np.ndarray:
+        """`around`: for each text its layout and (S, E), the vectors for the soft slots of that layout."""
         out_NE = np.empty((len(texts), dim), dtype=np.float32)
         for first in range(0, len(texts), CHUNK):
             chunk = texts[first : first + CHUNK]
-            rows = [layout.row(ids) for ids in self.token_ids(chunk)]
+            chunk_around = around[first : first + CHUNK]
+            rows = [layout.row(ids) for (layout, _), ids in zip(chunk_around, self.token_ids(chunk), strict=True)]
             for indices in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
                 context_BC = self.context([chunk[i] for i in indices])
-                slots_SE = soft_SE.repeat(len(indices), 1)
+                slots_SE = torch.cat([chunk_around[i][1] for i in indices])
                 vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
                 finite_B = vectors_BE.isfinite().all(dim=1).tolist()
                 if not all(finite_B):

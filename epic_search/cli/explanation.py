@@ -1,0 +1,80 @@
+"""What `query --explain` says: the taught pairs that a query used, and the ranks that its hits have without them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from epic_search.cli import console
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Prompt
+    from epic_search.index import Hit, Searcher
+    from epic_search.index.adaptation import Use
+    from epic_search.index.ways import Ways
+
+DEPTH = 100  # ranks that are looked at without demonstrations
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`fixed`: how many stored demonstrations were shown; `before`: each hit's rank without any, None beyond DEPTH."""
+
+    ways: "Ways"
+    fixed: int
+    uses: "Sequence[Use]"
+    before: dict[str, int | None]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "demos": self.ways.demos,
+            "boost": self.ways.boost,
+            "fixed_demonstrations": self.fixed,
+            "taught": [
+                {
+                    "query": use.neighbour.pair.query,
+                    "document": use.neighbour.pair.document,
+                    "passage": use.neighbour.pair.passage,
+                    "similarity": use.neighbour.similarity,
+                    "shown": use.shown,
+                    "weight": use.weight,
+                }
+                for use in self.uses
+            ],
+            "rank_before": self.before,
+        }
+
+    def print(self) -> None:
+        """For a person, beside the hits."""
+        from epic_search.index.taught import label
+
+        shown = sum(use.shown for use in self.uses)
+        said = (
+            f"{self.fixed} stored with the index" if self.ways.demos == "fixed" else f"{shown} nearest of those taught"
+        )
+        console.note(f"demonstrations in the prompt: {'none' if self.ways.demos == 'none' else said}")
+        if not self.uses:
+            console.note("taught pairs near to this query: none that count")
+        for use in self.uses:
+            pair = use.neighbour.pair
+            moved = f", moved by {self.ways.boost * use.weight:.2f}" if use.weight else ""
+            console.note(f"- {pair.query!r} -> {label(pair)}: similarity {use.neighbour.similarity:.2f}{moved}")
+        for rank, (id, before) in enumerate(self.before.items(), 1):
+            if before != rank:
+                console.note(f"{id}: rank {rank}, without all this {before or f'beyond {DEPTH}'}")
+        if all(before == rank for rank, before in enumerate(self.before.values(), 1)):
+            console.note("every hit has the rank that it has without all this")
+
+
+def explain_hits(
+    searcher: "Searcher", query: str, hits: "Sequence[Hit]", *, prompt: "Prompt | None", ways: "Ways"
+) -> Explanation:
+    """Ask once more, under the task alone, and compare."""
+    from epic_search.index.ways import Ways
+
+    used = searcher.adapt([query], prompt=prompt, ways=ways).uses[0]
+    bare = Ways("none", boost=0.0)
+    (without,) = searcher.search([query], k=max(DEPTH, len(hits)), prompt=prompt, ways=bare, texts=False)
+    ranks = {hit.id: rank for rank, hit in enumerate(without, 1)}
+    fixed = len((prompt or searcher.prompt).demonstrations) if ways.demos == "fixed" else 0
+    return Explanation(ways, fixed, used, {hit.id: ranks.get(hit.id) for hit in hits})

@@ -1,0 +1,93 @@
+"""What a query becomes by what was taught: nearby pairs as demonstrations in its prompt, and a move of its vector.
+
+Demonstrations need an encoder that was trained to read them. The move needs no training: Rocchio's relevance feedback
+("Relevance feedback in information retrieval", in The SMART Retrieval System, 1971) adds the mean of the relevant
+documents' vectors to the query's, and here a query takes over the feedback given to its neighbours, the more the nearer
+they are (kernel weights as in Nadaraya, 1964, and Watson, 1964).
+
+Shapes: Q queries, E dimensions of a vector as the index holds it, K pairs near a query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from epic_search.index.taught import Neighbour, Taught, as_stored
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.ways import Ways
+
+BOOST_K = 8  # pairs that a query may be moved by
+LEAST_WEIGHT = 0.01  # what counts less is left out
+WIDTH = 0.15  # of the kernel: a pair whose query has a cosine of 0.85 counts exp(-1) as much as one with the same query
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a query used a pair near it: shown in its prompt, and with which weight (0 to 1) in its move."""
+
+    neighbour: Neighbour
+    shown: bool
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapted:
+    """Query vectors (Q, E), and for each query the pairs it used, nearest first."""
+
+    vectors_QE: np.ndarray
+    uses: list[list[Use]]
+
+
+def adapt(
+    queries: Sequence[str], *, encoder: "Encoder", prompt: "Prompt", task: str | None, taught: Taught, ways: "Ways"
+) -> Adapted:
+    """Queries under `prompt` ("fixed") or under its task with the nearest pairs or none, and moved by the boost.
+
+    `task`: the index's own, which taught queries were encoded under. Raises UserError where `encode_queries` does.
+    """
+    base = prompt if ways.demos == "fixed" else encoder.prompt(task=prompt.task)
+    if not len(taught) or (ways.demos != "nearest" and not ways.boost):
+        return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries])
+    asked_QE = encoder.encode_queries(queries, prompt=encoder.prompt(task=task), whole=True)
+    shown = ways.demos_k if ways.demos == "nearest" else 0
+    near = taught.nearest(asked_QE, k=max(shown, BOOST_K if ways.boost else 0))
+    if shown:
+        prompts = [_prompt(found[:shown], encoder=encoder, base=base, task=task) for found in near]
+        vectors_QE = encoder.encode_queries(queries, prompts=prompts)
+    elif base.task == task and not base.demonstrations:
+        vectors_QE = as_stored(asked_QE, encoder.dim)
+    else:
+        vectors_QE = encoder.encode_queries(queries, prompt=base)
+    uses = [_uses(found, shown=shown, boost=ways.boost) for found in near]
+    return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses)
+
+
+def _prompt(found: Sequence[Neighbour], *, encoder: "Encoder", base: "Prompt", task: str | None) -> "Prompt":
+    """The base prompt with these pairs as demonstrations, the nearest last, beside the query."""
+    pairs = found[::-1]
+    demonstrations = tuple(neighbour.pair.demonstration for neighbour in pairs)
+    if base.kind == "text" or base.task != task:  # the stored vectors are of another kind of prompt
+        return encoder.prompt(task=base.task, demonstrations=demonstrations)
+    vectors_SE = np.stack([vector_E for n in pairs for vector_E in (n.query_E, n.passage_E)])
+    return replace(base, demonstrations=demonstrations, vectors_SE=vectors_SE)
+
+
+def _uses(found: Sequence[Neighbour], *, shown: int, boost: float) -> list[Use]:
+    similarities_K = np.array([neighbour.similarity for neighbour in found[: BOOST_K if boost else 0]])
+    weights_K = np.exp((similarities_K - 1.0) / WIDTH)
+    weights = (weights_K / max(1.0, weights_K.sum())).tolist() + [0.0] * len(found)
+    uses = [Use(neighbour, place < shown, weights[place]) for place, neighbour in enumerate(found)]
+    return [use for use in uses if use.shown or use.weight >= LEAST_WEIGHT]
+
+
+def _moved(vectors_QE: np.ndarray, uses: Sequence[Sequence[Use]], *, boost: float) -> np.ndarray:
+    """Each query's vector plus `boost` times the weighted passages of its pairs, at unit length again."""
+    moved_QE = vectors_QE.copy()
+    for query, used in enumerate(uses):
+        for use in used:
+            moved_QE[query] += boost * use.weight * as_stored(use.neighbour.passage_E[None], vectors_QE.shape[1])[0]
+    return moved_QE / np.linalg.norm(moved_QE, axis=1, keepdims=True)
