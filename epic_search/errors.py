@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the sentence and exits with code 2; there is never a traceback.
     """
+
+
+class Unavailable(UserError):
+    """What is asked for cannot be had now, and is not wrong: the disk is full, a lock is held, a process has died."""

@@ -15,6 +15,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -196,6 +197,13 @@ def print_hits(hits: Sequence[Any], *, query: str) -> None:
         body = excerpt(hit.text, query=query, length=EXCERPT_LINES * (width - 12))
         for line in textwrap.wrap(body, width - 11):
             console.print(Text(" " * 11 + line))
+
+
+def need_extra(extra: str, *modules: str) -> None:
+    """Raise UserError where a part of this package was left out that these modules belong to."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise UserError(f"this needs {' and '.join(missing)}; install: pip install 'epic-search[{extra}]'")
 
 
 def note(sentence: str) -> None:

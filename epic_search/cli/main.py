@@ -11,7 +11,9 @@ from epic_search.cli import indexes, models, teach, train
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
 from epic_search.cli.index import index
+from epic_search.cli.mcp import mcp
 from epic_search.cli.query import query
+from epic_search.cli.serve import serve
 
 app = typer.Typer(
     name="epic-search",
@@ -41,6 +43,8 @@ def _epic_search(
 app.command(no_args_is_help=True)(index)
 app.command(no_args_is_help=True)(query)
 app.add_typer(teach.app, name="teach")
+app.command()(serve)
+app.command()(mcp)
 app.command()(demo)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(train.app, name="train")

@@ -5,7 +5,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from epic_search.errors import UserError
+from epic_search.errors import Unavailable, UserError
 
 # Qdrant's engine makes files of 32 MiB, three for an empty store, and fills them later.
 RESERVE_BYTES = 128 * 2**20
@@ -22,9 +22,9 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def disk_full(folder: Path) -> UserError:
+def disk_full(folder: Path) -> Unavailable:
     """The error for a disk that was full all the same."""
-    return UserError(f"the disk that holds {folder} is full; {ADVICE}")
+    return Unavailable(f"the disk that holds {folder} is full; {ADVICE}")
 
 
 def disk_usage(folder: Path) -> int:

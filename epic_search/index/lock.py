@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from epic_search.errors import UserError
+from epic_search.errors import Unavailable, UserError
 
 LOCK_FILE = "lock"
 ORPHAN_SECONDS = 10.0  # how long to wait for the child of a killed process
@@ -32,7 +32,7 @@ class Lock:
                 holder, has_ended = _holder(self.fd)
                 os.close(self.fd)
                 if time.monotonic() - start >= max(wait_seconds, ORPHAN_SECONDS if has_ended else 0.0):
-                    raise UserError(
+                    raise Unavailable(
                         f"index '{folder.name}' is in use by {holder}; wait until it ends, or stop it"
                     ) from None
                 time.sleep(0.02)
@@ -40,8 +40,21 @@ class Lock:
             if _is_file(self.fd, path):
                 break
             os.close(self.fd)  # the index was deleted, and its lock file with it, while we waited
+        self._path = path
+        self._say({})
+
+    def announce(self, url: str) -> None:
+        """Say to other processes where this one answers for the index; see `served_at`."""
+        self._say({"url": url})
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the index is still there: not deleted since, nor made again."""
+        return _is_file(self.fd, self._path)
+
+    def _say(self, more: dict[str, str]) -> None:
         os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        os.pwrite(self.fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | more).encode(), 0)
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -54,6 +67,30 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def served_at(folder: Path) -> str | None:
+    """The URL where a process that holds the index's lock answers for it; None when none does.
+
+    What a killed process announced counts no longer: its lock is free.
+    """
+    try:
+        fd = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        content = json.loads(os.pread(fd, 1000, 0))
+        url, host = content["url"], content["host"]
+        if host != socket.gethostname():
+            return None
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ValueError, KeyError, TypeError):
+        return None  # no server has it
+    except BlockingIOError:
+        return str(url)
+    finally:
+        os.close(fd)
+    return None
 
 
 def _open(path: Path) -> int:

@@ -1,6 +1,6 @@
 """Queries against an index: encode with its prompt, find near passages, keep the best of each document."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from epic_search.index.ways import Ways
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.store.protocol import VectorStore
 
 LOCK_WAIT_SECONDS = 5.0  # queries typed in two terminals at once both get their answer
 
@@ -34,6 +35,16 @@ class Hit:
     score: float
     title: str
     text: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A stored document; each of its passages repeats the end of the one before."""
+
+    id: str
+    title: str
+    passages: list[str]
     payload: dict[str, Any]
 
 
@@ -180,6 +191,27 @@ class Searcher:
             open_queries = [query for query in open_queries if len(hits[query]) < k]
             limit *= 4
         return hits
+
+    def document(self, document_id: str) -> Document | None:
+        """A stored document with all its passages; None where there is none of this id."""
+        points = self._contents.points_of(document_id)
+        found = [self._contents.store.scroll(start=id, limit=1).points[0].point.payload for id in points]
+        if not found:
+            return None
+        return Document(document_id, found[0]["title"], [payload["text"] for payload in found], found[0]["payload"])
+
+    def through(self, other: Callable[["VectorStore"], "VectorStore"]) -> None:
+        """Ask the store through another with its face, such as one that joins the searches of many threads."""
+        self._contents.store = other(self._contents.store)
+
+    def announce(self, url: str) -> None:
+        """Say to other processes where this one answers for the index."""
+        self._lock.announce(url)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the index is still there: not deleted since, nor made again."""
+        return self._lock.is_in_place
 
     def close(self) -> None:
         """Close the index."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from epic_search.errors import UserError
+from epic_search.errors import Unavailable
 from epic_search.index.disk import disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
@@ -187,6 +187,8 @@ class EdgeStore:
         assert stdin is not None and stdout is not None
         buffers = [np.ascontiguousarray(values).ravel() for values in arrays]
         with self._one_at_a_time:
+            if self._process.poll() is not None:
+                raise self._death()
             assert self._in_step, f"a request to the store in {self.path} was cut off before"
             self._in_step = False
             try:
@@ -203,7 +205,7 @@ class EdgeStore:
         if any(words in message for words in DISK_FULL):
             raise disk_full(self.path)
 
-    def _death(self) -> UserError:
+    def _death(self) -> Unavailable:
         code = self._process.wait()
         if code == -signal.SIGBUS:
             return disk_full(self.path)
@@ -213,7 +215,7 @@ class EdgeStore:
         if code == -signal.SIGKILL:
             how += ", as when memory runs out"
         last = f": {lines[-1]}" if lines else ""
-        return UserError(
+        return Unavailable(
             f"the store process of {self.path} ended with {how}{last}; what was stored is kept: repeat the command"
         )
 

@@ -1,0 +1,189 @@
+"""What is answered to each request: the searcher's and the encoder's results in the form of `schemas`."""
+
+import base64
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from epic_search.encoder.prompt import Demonstration
+from epic_search.errors import UserError
+from epic_search.index import taught
+from epic_search.index.prompts import new_prompt
+from epic_search.index.taught import TaughtPair, as_stored
+from epic_search.index.ways import Ways
+from epic_search.serving import schemas
+from epic_search.serving.problems import ApiError
+
+if TYPE_CHECKING:
+    from epic_search.index import Searcher
+    from epic_search.serving.shared import SharedEncoder
+    from epic_search.serving.shelf import Shelf
+
+
+class Indexes(Protocol):
+    """Open indexes by name."""
+
+    def use(self, name: str | None) -> AbstractContextManager["Searcher"]:
+        """One of them, or the first; raises UserError or ApiError for one that is not there."""
+
+
+def search(indexes: "Indexes", asked: schemas.SearchRequest) -> schemas.SearchAnswer:
+    """The hits of each query; raises UserError where `Searcher.search` does."""
+    mode = asked.demonstrations if isinstance(asked.demonstrations, str) else None
+    given = None
+    if isinstance(asked.demonstrations, list):
+        given = [Demonstration(query=pair.query, passage=pair.passage) for pair in asked.demonstrations]
+        mode = "fixed"
+    with indexes.use(asked.index) as searcher:
+        prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=asked.task, demonstrations=given)
+        ways = Ways.of(searcher.manifest, demos=mode, demos_k=asked.demos_k, boost=asked.boost)
+        found = searcher.search(asked.texts, k=asked.k, prompt=prompt, ways=ways)
+        results = [
+            schemas.ResultAnswer(query=query, hits=[schemas.HitAnswer(**asdict(hit)) for hit in hits])
+            for query, hits in zip(asked.texts, found, strict=True)
+        ]
+        return schemas.SearchAnswer(index=searcher.manifest.name, results=results)
+
+
+def embeddings(shelf: "Shelf", asked: schemas.EmbeddingRequest) -> schemas.EmbeddingsAnswer:
+    """Vectors; raises ApiError for an unknown model and for a text that it would not read whole."""
+    encoder = shelf.encoders().get(asked.model)
+    if encoder is None:
+        raise _no_model(shelf, asked.model)
+    if asked.dimensions is not None:
+        encoder.checkpoint.truncated(asked.dimensions)
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    tokens = _tokens(encoder, texts)
+    if asked.input_type == "query":
+        vectors_NE = encoder.encode_queries(texts, prompt=encoder.prompt(task=asked.task), whole=True)
+    else:
+        vectors_NE = encoder.encode_passages(texts, whole=True)
+    vectors_NE = as_stored(vectors_NE, asked.dimensions or vectors_NE.shape[1])
+    data = [
+        schemas.EmbeddingAnswer(
+            index=i, embedding=_base64(row_E) if asked.encoding_format == "base64" else row_E.tolist()
+        )
+        for i, row_E in enumerate(vectors_NE)
+    ]
+    usage = schemas.UsageAnswer(prompt_tokens=tokens, total_tokens=tokens)
+    return schemas.EmbeddingsAnswer(data=data, model=asked.model, usage=usage)
+
+
+def model(shelf: "Shelf", name: str) -> schemas.ModelAnswer:
+    """One encoder; raises ApiError for an unknown one."""
+    for known in models(shelf).data:
+        if known.id == name:
+            return known
+    raise _no_model(shelf, name)
+
+
+def models(shelf: "Shelf") -> schemas.ModelsAnswer:
+    """The encoders."""
+    return schemas.ModelsAnswer(
+        data=[
+            schemas.ModelAnswer(
+                id=name,
+                created=shelf.opened,
+                dimensions=[*(encoder.config.matryoshka or []), encoder.model.dim],
+                max_tokens=encoder.config.max_length,
+                fingerprint=encoder.fingerprint,
+            )
+            for name, encoder in shelf.encoders().items()
+        ]
+    )
+
+
+def indexes(shelf: "Shelf") -> schemas.IndexesAnswer:
+    """The indexes that can be used now."""
+    found = []
+    for name in shelf.names:
+        try:
+            with shelf.use(name) as searcher:
+                found.append(_index(searcher))
+        except (ApiError, UserError):
+            continue  # it is gone, or in other hands: whoever asks for it is told
+    return schemas.IndexesAnswer(indexes=found)
+
+
+def document(indexes: "Indexes", index: str, document_id: str) -> schemas.DocumentAnswer:
+    """A document; raises ApiError for one that is not in the index."""
+    with indexes.use(index) as searcher:
+        found = searcher.document(document_id)
+    if found is None:
+        raise ApiError(404, f"index '{index}' has no document '{document_id}'", "ids are those of the hits of a search")
+    return schemas.DocumentAnswer(**asdict(found))
+
+
+def demonstrations(shelf: "Shelf", index: str) -> schemas.DemonstrationsAnswer:
+    """What the index was taught."""
+    with shelf.use(index) as searcher:
+        return schemas.DemonstrationsAnswer(index=index, taught=_pairs(searcher.taught()))
+
+
+def teach(shelf: "Shelf", index: str, asked: schemas.TeachRequest) -> schemas.TeachAnswer:
+    """Teach pairs, which are safely stored when this returns; raises UserError where `Searcher.teach` does."""
+    lessons = []
+    for lesson in asked.lessons:
+        if lesson.documents is None:
+            lessons.append(taught.Lesson(lesson.query, passage=lesson.passage))
+        else:
+            lessons += [taught.Lesson(lesson.query, document=document) for document in lesson.documents]
+    with shelf.change(index) as searcher:
+        new = searcher.teach_all(lessons)
+        known = len({(lesson.query.strip(), lesson.document, lesson.passage) for lesson in lessons}) - len(new)
+        return schemas.TeachAnswer(index=index, taught=_pairs(new), known=known, total=searcher.manifest.taught)
+
+
+def forget(shelf: "Shelf", index: str, query: str | None, labels: Sequence[str]) -> schemas.ForgottenAnswer:
+    """Take back the pairs of a query, or those of its pairs with these labels, or all pairs."""
+    with shelf.change(index) as searcher:
+        if query is None:
+            gone = searcher.taught()
+            searcher.forget_all()
+        else:
+            gone = searcher.forget(query, labels)
+        return schemas.ForgottenAnswer(index=index, forgotten=_pairs(gone), total=searcher.manifest.taught)
+
+
+def _no_model(shelf: "Shelf", name: str) -> ApiError:
+    return ApiError(404, f"there is no model '{name}'", f"there are {', '.join(shelf.encoders())}")
+
+
+def _index(searcher: "Searcher") -> schemas.IndexAnswer:
+    manifest = searcher.manifest
+    return schemas.IndexAnswer(
+        name=manifest.name,
+        documents=manifest.documents,
+        passages=manifest.passages,
+        encoder=manifest.encoder,
+        dim=manifest.dim,
+        task=manifest.task,
+        demonstrations=len(manifest.demonstrations),
+        taught=manifest.taught,
+        updated=manifest.updated,
+    )
+
+
+def _pairs(pairs: Sequence[TaughtPair]) -> list[schemas.TaughtAnswer]:
+    return [schemas.TaughtAnswer(label=taught.label(pair), **asdict(pair)) for pair in pairs]
+
+
+def _tokens(encoder: "SharedEncoder", texts: Sequence[str]) -> int:
+    """How many tokens the texts have; raises ApiError for one that would be cut."""
+    longest = encoder.config.max_length
+    lengths = [len(ids) for ids in encoder.token_ids(texts, max_length=schemas.TEXT_CHARACTERS)]
+    for i, length in enumerate(lengths):
+        if not texts[i].strip():
+            raise ApiError(422, f"text {i} of 'input' is empty", "leave it out")
+        if length > longest:
+            raise ApiError(
+                422, f"text {i} of 'input' has {length} tokens, and the model reads {longest}", "cut it into passages"
+            )
+    return sum(lengths)
+
+
+def _base64(row_E: np.ndarray) -> str:
+    return base64.b64encode(row_E.astype("<f4").tobytes()).decode("ascii")

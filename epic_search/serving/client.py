@@ -1,0 +1,61 @@
+"""Asking a server of this machine: what the command line does where an index is served already.
+
+The embedded engine is open in one process at a time, so while a server has an index, others ask the server for it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from epic_search.errors import Unavailable, UserError
+from epic_search.index.lock import served_at
+
+SECONDS = 300.0  # the server has its own, shorter limit
+
+
+class Client:
+    """Requests to one server. Raises UserError with what the server says is wrong."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def search(self, **asked: Any) -> dict[str, Any]:
+        """POST /search; what is None is left out."""
+        return self._ask("POST", "/search", {key: value for key, value in asked.items() if value is not None})
+
+    def document(self, index: str, document_id: str) -> dict[str, Any]:
+        """GET /indexes/{name}/documents/{id}."""
+        return self._ask("GET", f"/indexes/{quote(index)}/documents/{quote(document_id, safe='')}")
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if token := os.environ.get("EPIC_SEARCH_TOKEN"):
+            headers["Authorization"] = f"Bearer {token}"
+        # Straight to this machine: a proxy that the environment names has no part in this.
+        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=SECONDS)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, HTTPException, ValueError) as error:
+            raise Unavailable(
+                f"the server at {self.url} does not answer ({error}); look at its log, or stop it"
+            ) from error
+        finally:
+            connection.close()
+        if response.status == 401:
+            raise UserError(f"the server at {self.url} wants its token; set EPIC_SEARCH_TOKEN to it")
+        if response.status >= 400:
+            problem = answer["error"]
+            raise UserError(f"{problem['message']}{'; ' + problem['hint'] if problem['hint'] else ''}")
+        return dict(answer)
+
+
+def server_of(folder: Path) -> Client | None:
+    """The server of this machine that has the index open; None where there is none."""
+    url = served_at(folder)
+    return None if url is None else Client(url)
