@@ -135,6 +135,11 @@ class Searcher:
         """How this index uses what it was taught, where a query does not say otherwise."""
         return Ways.of(self.manifest)
 
+    @property
+    def width(self) -> float:
+        """How far the feedback of a taught pair reaches (see `feedback`)."""
+        return self._taught.width()
+
     def teach(self, query: str, document_ids: Sequence[str]) -> list[TaughtPair]:
         """Teach that these documents are right for the query; related queries are answered accordingly at once.
 

@@ -23,13 +23,14 @@ import numpy as np
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
 from epic_search.index.disk import require_space
+from epic_search.index.feedback import chosen_width
 from epic_search.index.manifest import now, sync_folder
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
 if TYPE_CHECKING:
-    from epic_search.encoder import Encoder
+    from epic_search.encoder import Encoder, Prompt
     from epic_search.index.contents import Contents
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
@@ -40,6 +41,7 @@ UNFINISHED_FOLDER = "taught.new"
 QUERY, PASSAGE = "query", "passage"
 NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 PAGE = 256
+LEARNED_FROM = 500  # pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Taught:
         self._encoder = encoder
         self._contents = contents
         self._lock = lock
-        self._plain = encoder.prompt(task=manifest.task)
+        self._width: float | None = None
         self._stale: set[str] = set()
         self._store: VectorStore | None = None
         if (folder / TAUGHT_FOLDER).is_dir():
@@ -189,6 +191,17 @@ class Taught:
             for matches in found
         ]
 
+    def width(self) -> float:
+        """How far the feedback of a pair reaches: the width of `feedback.weights` that fits what is taught now."""
+        if self._width is None:
+            # Points come in the order of their ids, which are hashes: the first are a sample.
+            points = self._store.scroll(limit=LEARNED_FROM).points if self._store is not None else []
+            used = [stored for stored in points if stored.point.id not in self._stale]
+            answers = [_answer(stored.point.payload) for stored in used]
+            vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
+            self._width = chosen_width(vectors[0], vectors[1], answers)
+        return self._width
+
     def _check(self, lesson: Lesson) -> None:
         longest = self._encoder.config.max_length
         texts = {"query": lesson.query, "passage": lesson.passage}
@@ -211,7 +224,7 @@ class Taught:
         """Store pairs with new vectors, and a document's passage as it is now; returns them so."""
         assert self._store is not None
         require_space(self._folder, 0)
-        queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain, whole=True)
+        queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain(), whole=True)
         passages_KE = np.empty_like(queries_KE)
         made: list[TaughtPair] = []
         versions: list[str | None] = []
@@ -246,6 +259,7 @@ class Taught:
             )
             for pair, version in zip(made, versions, strict=True)
         ]
+        self._width = None
         self._store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE})
         self._store.flush()
         return made
@@ -298,6 +312,7 @@ class Taught:
         self._store.delete(ids)
         self._store.flush()
         self._stale -= set(ids)
+        self._width = None
 
     def _save_count(self) -> None:
         assert self._store is not None
@@ -317,8 +332,12 @@ class Taught:
             page = self._store.scroll(limit=PAGE, start=page.next)
             yield page.points
 
+    def _plain(self) -> "Prompt":
+        """The prompt of taught queries: the index's task alone."""
+        return self._encoder.prompt(task=self._manifest.task)
+
     def _schema(self) -> Schema:
-        width = self._plain.vectors_SE.shape[1]
+        width = self._plain().vectors_SE.shape[1]
         return Schema({QUERY: width, PASSAGE: width})
 
     def _create(self) -> "VectorStore":
@@ -370,6 +389,10 @@ def _pair(payload: dict[str, Any], *, stale: bool = False) -> TaughtPair:
         taught=payload["taught"],
         stale=stale,
     )
+
+
+def _answer(payload: dict[str, Any]) -> tuple[str, str]:
+    return ("document", payload["document"]) if payload["document"] is not None else ("passage", payload["passage"])
 
 
 def _pair_id(query: str, document: str | None, passage: str | None) -> str:

@@ -15,6 +15,7 @@ from stand_in import StandIn
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus
+from epic_search.index.feedback import WIDTH
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.suggest import queries_of_documents, suggest
@@ -60,7 +61,7 @@ class TestTeach:
         query_E = encoder.encode_queries(["colour of the evening sky"])[0]
         near_E = encoder.encode_queries(["colour of the sky"])[0]
         passages_PE = encoder.encode_passages([f"Title {n}\n{document(n)['text']}" for n in (42, 7)])
-        weight = np.exp((query_E @ near_E - 1) / 0.15)
+        weight = np.exp((query_E @ near_E - 1) / WIDTH)
         expected_E = query_E + 0.5 * (weight / max(1, 2 * weight)) * passages_PE.sum(axis=0)
         moved_E = searcher.adapt(["colour of the evening sky"], ways=Ways(boost=0.5)).vectors_QE[0]
         np.testing.assert_allclose(moved_E, expected_E / np.linalg.norm(expected_E), atol=1e-5)
@@ -265,7 +266,9 @@ class TestSuggest:
 
     def test_the_least_covered_first_and_each_different_from_those_before(self, searcher):
         searcher.teach("sea water", ["d1"])
-        found = suggest(searcher, ["sea water salt", "blue sky", "blue sky blue sky above", "sea water"], count=3, by="coverage")
+        found = suggest(
+            searcher, ["sea water salt", "blue sky", "blue sky blue sky above", "sea water"], count=3, by="coverage"
+        )
         assert found[0].query in {"blue sky", "blue sky blue sky above"}
         assert found[1].query == "sea water salt" and len(found) == 3
         assert found[1].similarity > 0.7
