@@ -9,7 +9,7 @@ relevant documents, and the other 97 are asked. Ways: none; fixed (the first 4 p
 nearest (the 4 nearest); boost (the move of epic_search/index/feedback.py); nearest + boost. Nothing was tuned on these.
 
 Quality is nDCG@10 times 100; its difference from "none" has a 95 % bootstrap interval over queries, for one draw of
-pairs. "own first" is the share of taught queries that find their document first. "ms" is the median of single queries in
+pairs. "own first": the share of taught queries that find their document first. "ms": the median of single queries in
 an open searcher. "teach" is the time from the call of `teach` to the answer of the next query, which uses it already.
 Data: EPIC_SEARCH_DATA (default ../shared/data).
 """

@@ -49,10 +49,8 @@ class Explanation:
         from epic_search.index.taught import label
 
         shown = sum(use.shown for use in self.uses)
-        said = (
-            f"{self.fixed} stored with the index" if self.ways.demos == "fixed" else f"{shown} nearest of those taught"
-        )
-        console.note(f"demonstrations in the prompt: {'none' if self.ways.demos == 'none' else said}")
+        said = f"{self.fixed} stored with the index" if self.fixed else f"{shown} nearest of those taught"
+        console.note(f"demonstrations in the prompt: {said if self.fixed or shown else 'none'}")
         if not self.uses:
             console.note("taught pairs near to this query: none that count")
         for use in self.uses:

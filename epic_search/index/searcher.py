@@ -188,9 +188,11 @@ class Searcher:
 
     def close(self) -> None:
         """Close the index."""
-        self._taught.close()
-        self._contents.close()
-        self._lock.close()
+        try:
+            self._taught.close()
+        finally:
+            self._contents.close()
+            self._lock.close()
 
     def __enter__(self) -> "Searcher":
         return self

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,10 @@ class Taught:
 
     def pairs(self) -> list[TaughtPair]:
         """All pairs, the first taught first."""
-        found = [_pair(stored.point.payload, stale=stored.point.id in self._stale) for stored in self._all()]
+        found = [
+            _pair(stored.point.payload, stale=stored.point.id in self._stale)
+            for stored in chain.from_iterable(self._pages())
+        ]
         return sorted(found, key=lambda pair: (pair.taught, pair.query, pair.document or ""))
 
     def teach(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -147,7 +151,8 @@ class Taught:
         if self._store is None:
             self._store = self._create()
         made = self._put(pairs)
-        self._save_count()
+        self._manifest.taught = self._store.count()
+        self._manifest.save(self._folder)
         return made
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
@@ -170,7 +175,7 @@ class Taught:
 
     def clear(self) -> int:
         """Remove everything taught; returns how many pairs that were."""
-        ids = [stored.point.id for stored in self._all()]
+        ids = [stored.point.id for stored in chain.from_iterable(self._pages())]
         self._remove(ids)
         return len(ids)
 
@@ -314,15 +319,6 @@ class Taught:
         self._stale -= set(ids)
         self._width = None
 
-    def _save_count(self) -> None:
-        assert self._store is not None
-        self._manifest.taught = self._store.count()
-        self._manifest.save(self._folder)
-
-    def _all(self) -> Iterator["StoredPoint"]:
-        for page in self._pages():
-            yield from page
-
     def _pages(self) -> Iterator[list["StoredPoint"]]:
         if self._store is None:
             return
@@ -342,12 +338,11 @@ class Taught:
 
     def _create(self) -> "VectorStore":
         """An empty store. Until it is whole it has another name: what a killed process leaves is made again."""
-        path = self._folder / TAUGHT_FOLDER
         unfinished = self._folder / UNFINISHED_FOLDER
         shutil.rmtree(unfinished, ignore_errors=True)
         require_space(self._folder, 0)
         EdgeStore(unfinished, schema=self._schema(), create=True, keep_open=[self._lock.fd]).close()
-        unfinished.rename(path)
+        unfinished.rename(self._folder / TAUGHT_FOLDER)
         sync_folder(self._folder)
         return self._open()
 

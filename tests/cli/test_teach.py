@@ -30,7 +30,7 @@ def test_the_next_query_uses_it_and_says_so(indexed: Run) -> None:
     before = ranking(indexed)
     last = before[-1]
     said = indexed("teach", QUERY, last)
-    assert said.stdout.startswith(f"{QUERY} -> {last} (") and "is taught 1 pairs" in said.stderr
+    assert said.stdout.startswith(f"{QUERY} -> {last} (") and "pairs taught to index 'corpus': 1" in said.stderr
     assert ranking(indexed)[0] == last
     assert ranking(indexed, "--demos", "none") == before == ranking(indexed, "--boost", 0)
     assert ranking(indexed, "--demos", "none", "--boost", 2)[0] == last
