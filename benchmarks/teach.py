@@ -6,9 +6,10 @@ banking77: the documents are the names of the 77 intents, and the right one for 
 questions, one answer, as with the articles of a help desk. Pairs come from train.jsonl, queries from test.jsonl.
 cranfield: abstracts, and each query has answers of its own. 128 queries are drawn to be taught, each with one of its
 relevant documents, and the other 97 are asked. Ways: none; fixed (the first 4 pairs taught are every query's prompt);
-nearest (the 4 nearest); boost (the move of epic_search/index/feedback.py); nearest + boost. Nothing was tuned on these.
+nearest (the 4 nearest); boost (the move of epic_search/index/feedback.py); nearest + boost. All in dense searches; none
+and boost in hybrid ones, too. Nothing was tuned on these sets.
 
-Quality is nDCG@10 times 100; its difference from "none" has a 95 % bootstrap interval over queries, for one draw of
+Quality is nDCG@10 times 100; its difference from none has a 95 % bootstrap interval over queries, for one draw of
 pairs. "own first": the share of taught queries that find their document first. "ms": the median of single queries in
 an open searcher. "teach" is the time from the call of `teach` to the answer of the next query, which uses it already.
 Data: EPIC_SEARCH_DATA (default ../shared/data).
@@ -27,16 +28,20 @@ import typer
 
 from epic_search.encoder import Encoder
 from epic_search.index import Searcher, index_corpus
+from epic_search.index.searcher import Mode
 from epic_search.index.taught import Lesson
 from epic_search.index.ways import Ways
 
 DATA = Path(os.environ.get("EPIC_SEARCH_DATA", "../shared/data")) / "eval"
-WAYS = {
-    "none": Ways("none", boost=0.0),
-    "fixed": Ways("fixed", boost=0.0),
-    "nearest": Ways("nearest", boost=0.0),
-    "boost": Ways("none", boost=1.0),
-    "nearest + boost": Ways("nearest", boost=1.0),
+NONE, BOOST = Ways("none", boost=0.0), Ways("none", boost=1.0)
+WAYS: dict[str, tuple[Mode, Ways]] = {
+    "none": ("dense", NONE),
+    "fixed": ("dense", Ways("fixed", boost=0.0)),
+    "nearest": ("dense", Ways("nearest", boost=0.0)),
+    "boost": ("dense", BOOST),
+    "nearest + boost": ("dense", Ways("nearest", boost=1.0)),
+    "hybrid, none": ("hybrid", NONE),
+    "hybrid, boost": ("hybrid", BOOST),
 }
 FIXED = 4
 TIMED = 40  # queries
@@ -93,14 +98,15 @@ def measure(searcher: Searcher, judged: Judged, count: int) -> list[dict[str, An
     fixed = searcher.encoder.prompt(demonstrations=shown)
     queries, relevant = [query for query, _ in judged.test], [set(ids) for _, ids in judged.test]
     rows, bare_Q = [], np.zeros(0)
-    for way, ways in WAYS.items():
-        prompt = fixed if way == "fixed" else searcher.encoder.prompt()
-        hits = searcher.search(queries, k=10, prompt=prompt, ways=ways, texts=False)
+    for way, (mode, ways) in WAYS.items():
+        options: dict[str, Any] = {"mode": mode, "ways": ways, "texts": False}
+        options["prompt"] = fixed if way == "fixed" else searcher.encoder.prompt()
+        hits = searcher.search(queries, k=10, **options)
         scores_Q = np.array(
             [ndcg([hit.id in ids for hit in found], len(ids)) for found, ids in zip(hits, relevant, strict=True)]
         )
-        bare_Q = scores_Q if way == "none" else bare_Q
-        own = searcher.search([one.query for one in lessons], k=1, prompt=prompt, ways=ways, texts=False)
+        bare_Q = scores_Q if ways == NONE else bare_Q
+        own = searcher.search([one.query for one in lessons], k=1, **options)
         first = [found[0].id == one.document for found, one in zip(own, lessons, strict=True)]
         rows.append(
             {
@@ -109,7 +115,7 @@ def measure(searcher: Searcher, judged: Judged, count: int) -> list[dict[str, An
                 "difference": 100 * float((scores_Q - bare_Q).mean()),
                 "interval": interval(100 * (scores_Q - bare_Q)),
                 "own": float(np.mean(first)),
-                "milliseconds": latency(searcher, queries[:TIMED], prompt=prompt, ways=ways),
+                "milliseconds": latency(searcher, queries[:TIMED], **options),
                 "teach_seconds": teach_seconds,
                 "width": searcher.width,
             }

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from epic_search.index.feedback import NEIGHBOURS, moved, weights
+from epic_search.index.feedback import NEIGHBOURS, expanded, moved, weights
+from epic_search.index.store.protocol import Sparse
 from epic_search.index.taught import Neighbour, Taught, as_stored
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.lexical import Lexical
     from epic_search.index.ways import Ways
 
 LEAST_WEIGHT = 0.01  # what counts less is left out
@@ -36,6 +38,17 @@ class Adapted:
 
     vectors_QE: np.ndarray
     uses: list[list[Use]]
+    boost: float
+
+    def expanded(self, queries: Sequence[Sparse | None], lexical: "Lexical") -> list[Sparse | None]:
+        """The queries' BM25 terms with those of the passages that they were moved towards; None stays None."""
+        found: list[Sparse | None] = []
+        for query, used in zip(queries, self.uses, strict=True):
+            moving = [use for use in used if use.weight]
+            passages = [lexical.of_query(use.neighbour.pair.passage) for use in moving]
+            shares = [self.boost * use.weight for use in moving]
+            found.append(expanded(query, passages, shares) if query is not None and self.boost else query)
+        return found
 
 
 def adapt(
@@ -47,7 +60,7 @@ def adapt(
     """
     base = prompt if ways.demos == "fixed" else encoder.prompt(task=prompt.task)
     if not len(taught) or (ways.demos != "nearest" and not ways.boost):
-        return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries])
+        return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries], 0.0)
     asked_QE = encoder.encode_queries(queries, prompt=encoder.prompt(task=task), whole=True)
     shown = ways.demos_k if ways.demos == "nearest" else 0
     near = taught.nearest(asked_QE, k=max(shown, NEIGHBOURS if ways.boost else 0))
@@ -60,7 +73,7 @@ def adapt(
         vectors_QE = encoder.encode_queries(queries, prompt=base)
     width = taught.width() if ways.boost else None
     uses = [_uses(found, shown=shown, width=width) for found in near]
-    return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses)
+    return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses, ways.boost)
 
 
 def _prompt(found: Sequence[Neighbour], *, encoder: "Encoder", base: "Prompt", task: str | None) -> "Prompt":

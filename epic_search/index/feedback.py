@@ -13,6 +13,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from epic_search.index.store.protocol import Sparse
+
 NEIGHBOURS = 8  # pairs that a query may be moved by
 SAME = 0.999  # cosine of a query and itself, encoded in another batch
 WIDTH = 0.1  # where nothing is known: a pair whose query has a cosine of 0.9 counts exp(-1) as much as the query's own
@@ -37,6 +39,19 @@ def moved(vector_E: np.ndarray, weights_K: np.ndarray, passages_KE: np.ndarray, 
     """(E,) the query's vector plus `boost` times the weighted passages, at unit length."""
     sum_E = vector_E + boost * (weights_K.astype(np.float32) @ passages_KE)
     return sum_E / np.linalg.norm(sum_E)
+
+
+def expanded(query: Sparse, passages: Sequence[Sparse], shares: Sequence[float]) -> Sparse:
+    """The query's terms and those of the passages; a passage's together weigh its share of the query's together."""
+    total = query.weights_T.sum()
+    terms, weights_T = [query.terms_T], [query.weights_T]
+    for passage, share in zip(passages, shares, strict=True):
+        if len(passage.terms_T):
+            terms.append(passage.terms_T)
+            weights_T.append(passage.weights_T * (share * total / passage.weights_T.sum()))
+    different_T, places = np.unique(np.concatenate(terms), return_inverse=True)
+    summed_T = np.bincount(places, weights=np.concatenate(weights_T), minlength=len(different_T))
+    return Sparse(different_T, summed_T.astype(np.float32))
 
 
 def chosen_width(queries_KE: np.ndarray, passages_KE: np.ndarray, answers: Sequence[Hashable]) -> float:

@@ -34,11 +34,11 @@ def test_the_next_query_uses_it_and_says_so(indexed: Run) -> None:
     assert ranking(indexed)[0] == last
     assert ranking(indexed, "--demos", "none") == before == ranking(indexed, "--boost", 0)
     assert ranking(indexed, "--demos", "none", "--boost", 2)[0] == last
-    explained = json.loads(indexed("query", QUERY, "--explain", "--json").stdout)["explanation"]
-    (use,) = explained["taught"]
+    explained = json.loads(indexed("query", QUERY, "--explain", "--json").stdout)["taught"]
+    (use,) = explained["pairs"]
     assert (use["query"], use["document"], use["shown"], use["weight"]) == (QUERY, last, False, 1.0)
     assert use["similarity"] == pytest.approx(1.0, abs=1e-3)
-    assert explained["rank_before"][last] == 3
+    assert explained["ranks"][last] == {"now": 1, "without": 3}
     told = indexed("query", QUERY, "--explain", "--demos", "nearest").stderr
     assert "demonstrations in the prompt: 1 nearest of those taught" in told
     assert f"- '{QUERY}' -> {last}: similarity 1.00, moved by 1.00" in told
@@ -49,7 +49,10 @@ def test_nearest_demonstrations_change_the_scores(indexed: Run, tmp_path: Path) 
     indexed("teach", QUERY, "1")
 
     def scores(*options: object) -> list[float]:
-        return [hit["score"] for hit in json.loads(indexed("query", "x y", "--json", *options).stdout)["hits"]]
+        return [
+            hit["score"]
+            for hit in json.loads(indexed("query", "x y", "--mode", "dense", "--json", *options).stdout)["hits"]
+        ]
 
     nearest = scores("--demos", "nearest", "--boost", 0)
     assert nearest != scores("--demos", "none")
@@ -143,11 +146,11 @@ def test_an_index_of_fewer_dimensions(
     run("teach", QUERY, last)
     assert ranking(run)[0] == last
     explained = run("query", QUERY, "--explain", "--demos", "nearest", "--json").stdout
-    assert json.loads(explained)["explanation"]["taught"][0]["shown"]
+    assert json.loads(explained)["taught"]["pairs"][0]["shown"]
 
 
 def test_an_encoder_that_reads_texts(run: Run, corpus: Path, tiny_text_folder: Path) -> None:
     run("index", corpus, "--encoder", tiny_text_folder)
     run("teach", "q", "2")
-    explained = json.loads(run("query", "q r", "--explain", "--demos", "nearest", "--json").stdout)["explanation"]
-    assert [(use["document"], use["shown"]) for use in explained["taught"]] == [("2", True)]
+    explained = json.loads(run("query", "q r", "--explain", "--demos", "nearest", "--json").stdout)["taught"]
+    assert [(use["document"], use["shown"]) for use in explained["pairs"]] == [("2", True)]

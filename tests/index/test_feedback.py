@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from epic_search.index.feedback import NEIGHBOURS, WIDTH, chosen_width, moved, weights
+from epic_search.index.feedback import NEIGHBOURS, WIDTH, chosen_width, expanded, moved, weights
+from epic_search.index.store.protocol import Sparse
 
 
 def unit(vectors_NE: np.ndarray) -> np.ndarray:
@@ -50,3 +51,16 @@ def test_the_move() -> None:
     expected_E = queries_KE[0] + passages_KE[0] + 0.5 * passages_KE[1]
     np.testing.assert_allclose(found_E, expected_E / np.linalg.norm(expected_E), atol=1e-6)
     assert found_E.dtype == np.float32
+
+
+def sparse(weights: dict[int, float]) -> Sparse:
+    return Sparse(np.array(list(weights), np.uint32), np.array(list(weights.values()), np.float32))
+
+
+def test_terms_of_the_passages_weigh_their_share_of_the_query() -> None:
+    query = sparse({3: 1.0, 8: 1.0})
+    found = expanded(query, [sparse({1: 1.0, 3: 1.0, 5: 1.0, 9: 1.0}), sparse({})], [0.5, 0.3])
+    assert dict(zip(found.terms_T.tolist(), found.weights_T.tolist(), strict=True)) == pytest.approx(
+        {1: 0.25, 3: 1.25, 5: 0.25, 8: 1.0, 9: 0.25}
+    )
+    assert expanded(query, [], []).weights_T.tolist() == [1.0, 1.0]

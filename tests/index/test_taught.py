@@ -41,20 +41,25 @@ def ids(searcher, query, k=3, **options):
     return [hit.id for hit in searcher.search([query], k=k, **options)[0]]
 
 
+@pytest.fixture(params=["dense", "hybrid"])
+def mode(request):
+    return request.param
+
+
 class TestTeach:
-    def test_the_taught_query_finds_its_document_and_related_ones_come_nearer(self, searcher, encoder):
+    def test_the_taught_query_finds_its_document_and_related_ones_come_nearer(self, searcher, encoder, mode):
         taught, related, other = "colour of the sky", "colour of the evening sky", "entirely different words"
-        before = {query: searcher.search([query], k=60)[0] for query in (taught, related, other)}
+        before = {query: searcher.search([query], k=60, mode=mode)[0] for query in (taught, related, other)}
         encoder.encoded.clear()
         (pair,) = searcher.teach(taught, ["d42"])
         assert encoder.encoded == [], "the passage's vector comes out of the index"
         assert (pair.query, pair.document, pair.title) == (taught, "d42", "Title 42")
         assert pair.passage == f"Title 42\n{document(42)['text']}"
-        assert ids(searcher, taught)[0] == "d42"
+        assert ids(searcher, taught, mode=mode)[0] == "d42"
         place = [hit.id for hit in before[related]].index("d42")
-        assert ids(searcher, related, k=60).index("d42") < max(1, place)
-        assert searcher.search([other], k=60)[0] == before[other], "no neighbour, no change"
-        assert searcher.search([related], k=60, ways=BARE)[0] == before[related]
+        assert ids(searcher, related, k=60, mode=mode).index("d42") < max(1, place)
+        assert searcher.search([other], k=60, mode=mode)[0] == before[other], "no neighbour, no change"
+        assert searcher.search([related], k=60, mode=mode, ways=BARE)[0] == before[related]
 
     def test_the_move_is_rocchios(self, searcher, encoder):
         searcher.teach("colour of the sky", ["d42", "d7"])
