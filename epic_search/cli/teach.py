@@ -81,7 +81,7 @@ def add(
         print(f"{console.printable(pair.query)} -> {console.printable(_right(pair))}")
     if known := asked - len(new):
         console.note(f"{known:,} of {asked:,} pairs were taught before and are stored once")
-    console.note(f"index {name!r} is taught {total:,} pairs")
+    console.note(f"pairs taught to index {name!r}: {total:,}")
     if query is not None:
         console.next_command(f'epic-search query "..." --index {name} --explain')
 

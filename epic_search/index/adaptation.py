@@ -1,9 +1,6 @@
 """What a query becomes by what was taught: nearby pairs as demonstrations in its prompt, and a move of its vector.
 
-Demonstrations need an encoder that was trained to read them. The move needs no training: Rocchio's relevance feedback
-("Relevance feedback in information retrieval", in The SMART Retrieval System, 1971) adds the mean of the relevant
-documents' vectors to the query's, and here a query takes over the feedback given to its neighbours, the more the nearer
-they are (kernel weights as in Nadaraya, 1964, and Watson, 1964).
+Demonstrations need an encoder that was trained to read them; the move (see `feedback`) needs no training.
 
 Shapes: Q queries, E dimensions of a vector as the index holds it, K pairs near a query.
 """
@@ -14,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from epic_search.index.feedback import NEIGHBOURS, expanded, moved, weights
+from epic_search.index.store.protocol import Sparse
 from epic_search.index.taught import Neighbour, Taught, as_stored
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.lexical import Lexical
     from epic_search.index.ways import Ways
 
-BOOST_K = 8  # pairs that a query may be moved by
 LEAST_WEIGHT = 0.01  # what counts less is left out
-WIDTH = 0.15  # of the kernel: a pair whose query has a cosine of 0.85 counts exp(-1) as much as one with the same query
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,17 @@ class Adapted:
 
     vectors_QE: np.ndarray
     uses: list[list[Use]]
+    boost: float
+
+    def expanded(self, queries: Sequence[Sparse | None], lexical: "Lexical") -> list[Sparse | None]:
+        """The queries' BM25 terms with those of the passages that they were moved towards; None stays None."""
+        found: list[Sparse | None] = []
+        for query, used in zip(queries, self.uses, strict=True):
+            moving = [use for use in used if use.weight]
+            passages = [lexical.of_query(use.neighbour.pair.passage) for use in moving]
+            shares = [self.boost * use.weight for use in moving]
+            found.append(expanded(query, passages, shares) if query is not None and self.boost else query)
+        return found
 
 
 def adapt(
@@ -51,10 +60,10 @@ def adapt(
     """
     base = prompt if ways.demos == "fixed" else encoder.prompt(task=prompt.task)
     if not len(taught) or (ways.demos != "nearest" and not ways.boost):
-        return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries])
+        return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries], 0.0)
     asked_QE = encoder.encode_queries(queries, prompt=encoder.prompt(task=task), whole=True)
     shown = ways.demos_k if ways.demos == "nearest" else 0
-    near = taught.nearest(asked_QE, k=max(shown, BOOST_K if ways.boost else 0))
+    near = taught.nearest(asked_QE, k=max(shown, NEIGHBOURS if ways.boost else 0))
     if shown:
         prompts = [_prompt(found[:shown], encoder=encoder, base=base, task=task) for found in near]
         vectors_QE = encoder.encode_queries(queries, prompts=prompts)
@@ -62,8 +71,9 @@ def adapt(
         vectors_QE = as_stored(asked_QE, encoder.dim)
     else:
         vectors_QE = encoder.encode_queries(queries, prompt=base)
-    uses = [_uses(found, shown=shown, boost=ways.boost) for found in near]
-    return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses)
+    width = taught.width() if ways.boost else None
+    uses = [_uses(found, shown=shown, width=width) for found in near]
+    return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses, ways.boost)
 
 
 def _prompt(found: Sequence[Neighbour], *, encoder: "Encoder", base: "Prompt", task: str | None) -> "Prompt":
@@ -76,18 +86,18 @@ def _prompt(found: Sequence[Neighbour], *, encoder: "Encoder", base: "Prompt", t
     return replace(base, demonstrations=demonstrations, vectors_SE=vectors_SE)
 
 
-def _uses(found: Sequence[Neighbour], *, shown: int, boost: float) -> list[Use]:
-    similarities_K = np.array([neighbour.similarity for neighbour in found[: BOOST_K if boost else 0]])
-    weights_K = np.exp((similarities_K - 1.0) / WIDTH)
-    weights = (weights_K / max(1.0, weights_K.sum())).tolist() + [0.0] * len(found)
-    uses = [Use(neighbour, place < shown, weights[place]) for place, neighbour in enumerate(found)]
+def _uses(found: Sequence[Neighbour], *, shown: int, width: float | None) -> list[Use]:
+    similarities_K = np.array([neighbour.similarity for neighbour in found])
+    weights_K = np.zeros(len(found)) if width is None else weights(similarities_K, width=width)
+    uses = [Use(one, place < shown, float(weights_K[place])) for place, one in enumerate(found)]
     return [use for use in uses if use.shown or use.weight >= LEAST_WEIGHT]
 
 
 def _moved(vectors_QE: np.ndarray, uses: Sequence[Sequence[Use]], *, boost: float) -> np.ndarray:
-    """Each query's vector plus `boost` times the weighted passages of its pairs, at unit length again."""
     moved_QE = vectors_QE.copy()
     for query, used in enumerate(uses):
-        for use in used:
-            moved_QE[query] += boost * use.weight * as_stored(use.neighbour.passage_E[None], vectors_QE.shape[1])[0]
-    return moved_QE / np.linalg.norm(moved_QE, axis=1, keepdims=True)
+        if boost and used:
+            passages_KE = as_stored(np.stack([use.neighbour.passage_E for use in used]), vectors_QE.shape[1])
+            weights_K = np.array([use.weight for use in used])
+            moved_QE[query] = moved(vectors_QE[query], weights_K, passages_KE, boost=boost)
+    return moved_QE

@@ -21,7 +21,7 @@ TITLE_WORDS = 12  # of a document without a title
 class Suggestion:
     """A query to judge, and the document to judge it with: its best hit.
 
-    `margin`: by how much the best document's score is above the second's. `similarity`: cosine of the query and the
+    `margin`: by how much the best document's cosine is above the second's. `similarity`: cosine of the query and the
     taught query nearest to it; None where nothing is taught.
     """
 
@@ -42,7 +42,7 @@ def suggest(searcher: "Searcher", queries: Sequence[str], *, count: int = 10, by
     asked = [query for query in dict.fromkeys(query.strip() for query in queries) if query not in taught]
     if not asked:
         raise UserError("every query given is taught already; give others")
-    answers = zip(asked, searcher.search(asked, k=2), searcher.neighbours(asked, k=1), strict=True)
+    answers = zip(asked, searcher.search(asked, k=2, mode="dense"), searcher.neighbours(asked, k=1), strict=True)
     found = [
         Suggestion(
             query,

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ import numpy as np
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
 from epic_search.index.disk import require_space
+from epic_search.index.feedback import chosen_width
 from epic_search.index.manifest import now, sync_folder
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
 if TYPE_CHECKING:
-    from epic_search.encoder import Encoder
+    from epic_search.encoder import Encoder, Prompt
     from epic_search.index.contents import Contents
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
@@ -40,6 +42,7 @@ UNFINISHED_FOLDER = "taught.new"
 QUERY, PASSAGE = "query", "passage"
 NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 PAGE = 256
+LEARNED_FROM = 500  # pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Taught:
         self._encoder = encoder
         self._contents = contents
         self._lock = lock
-        self._plain = encoder.prompt(task=manifest.task)
+        self._width: float | None = None
         self._stale: set[str] = set()
         self._store: VectorStore | None = None
         if (folder / TAUGHT_FOLDER).is_dir():
@@ -121,7 +124,10 @@ class Taught:
 
     def pairs(self) -> list[TaughtPair]:
         """All pairs, the first taught first."""
-        found = [_pair(stored.point.payload, stale=stored.point.id in self._stale) for stored in self._all()]
+        found = [
+            _pair(stored.point.payload, stale=stored.point.id in self._stale)
+            for stored in chain.from_iterable(self._pages())
+        ]
         return sorted(found, key=lambda pair: (pair.taught, pair.query, pair.document or ""))
 
     def teach(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -145,7 +151,8 @@ class Taught:
         if self._store is None:
             self._store = self._create()
         made = self._put(pairs)
-        self._save_count()
+        self._manifest.taught = self._store.count()
+        self._manifest.save(self._folder)
         return made
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
@@ -168,7 +175,7 @@ class Taught:
 
     def clear(self) -> int:
         """Remove everything taught; returns how many pairs that were."""
-        ids = [stored.point.id for stored in self._all()]
+        ids = [stored.point.id for stored in chain.from_iterable(self._pages())]
         self._remove(ids)
         return len(ids)
 
@@ -188,6 +195,17 @@ class Taught:
             ]
             for matches in found
         ]
+
+    def width(self) -> float:
+        """How far the feedback of a pair reaches: the width of `feedback.weights` that fits what is taught now."""
+        if self._width is None:
+            # Points come in the order of their ids, which are hashes: the first are a sample.
+            points = self._store.scroll(limit=LEARNED_FROM).points if self._store is not None else []
+            used = [stored for stored in points if stored.point.id not in self._stale]
+            answers = [_answer(stored.point.payload) for stored in used]
+            vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
+            self._width = chosen_width(vectors[0], vectors[1], answers)
+        return self._width
 
     def _check(self, lesson: Lesson) -> None:
         longest = self._encoder.config.max_length
@@ -211,7 +229,7 @@ class Taught:
         """Store pairs with new vectors, and a document's passage as it is now; returns them so."""
         assert self._store is not None
         require_space(self._folder, 0)
-        queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain, whole=True)
+        queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain(), whole=True)
         passages_KE = np.empty_like(queries_KE)
         made: list[TaughtPair] = []
         versions: list[str | None] = []
@@ -246,6 +264,7 @@ class Taught:
             )
             for pair, version in zip(made, versions, strict=True)
         ]
+        self._width = None
         self._store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE})
         self._store.flush()
         return made
@@ -298,15 +317,7 @@ class Taught:
         self._store.delete(ids)
         self._store.flush()
         self._stale -= set(ids)
-
-    def _save_count(self) -> None:
-        assert self._store is not None
-        self._manifest.taught = self._store.count()
-        self._manifest.save(self._folder)
-
-    def _all(self) -> Iterator["StoredPoint"]:
-        for page in self._pages():
-            yield from page
+        self._width = None
 
     def _pages(self) -> Iterator[list["StoredPoint"]]:
         if self._store is None:
@@ -317,18 +328,21 @@ class Taught:
             page = self._store.scroll(limit=PAGE, start=page.next)
             yield page.points
 
+    def _plain(self) -> "Prompt":
+        """The prompt of taught queries: the index's task alone."""
+        return self._encoder.prompt(task=self._manifest.task)
+
     def _schema(self) -> Schema:
-        width = self._plain.vectors_SE.shape[1]
+        width = self._plain().vectors_SE.shape[1]
         return Schema({QUERY: width, PASSAGE: width})
 
     def _create(self) -> "VectorStore":
         """An empty store. Until it is whole it has another name: what a killed process leaves is made again."""
-        path = self._folder / TAUGHT_FOLDER
         unfinished = self._folder / UNFINISHED_FOLDER
         shutil.rmtree(unfinished, ignore_errors=True)
         require_space(self._folder, 0)
         EdgeStore(unfinished, schema=self._schema(), create=True, keep_open=[self._lock.fd]).close()
-        unfinished.rename(path)
+        unfinished.rename(self._folder / TAUGHT_FOLDER)
         sync_folder(self._folder)
         return self._open()
 
@@ -370,6 +384,10 @@ def _pair(payload: dict[str, Any], *, stale: bool = False) -> TaughtPair:
         taught=payload["taught"],
         stale=stale,
     )
+
+
+def _answer(payload: dict[str, Any]) -> tuple[str, str]:
+    return ("document", payload["document"]) if payload["document"] is not None else ("passage", payload["passage"])
 
 
 def _pair_id(query: str, document: str | None, passage: str | None) -> str:
