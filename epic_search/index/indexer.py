@@ -1,9 +1,8 @@
-"""A corpus file into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
+"""A corpus into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.contents import Contents
-from epic_search.index.corpus import Corpus, Document, Problem
+from epic_search.index.corpus import Corpus
+from epic_search.index.document import Document, Problem
 from epic_search.index.folder import make_folder, target_folder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
@@ -31,7 +31,7 @@ DUPLICATE_ID = "duplicate id"
 
 @dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the file.
+    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the corpus.
 
     `bytes_total` is 0 where the size is unknown (a pipe).
     """
@@ -66,7 +66,7 @@ class IndexReport:
 
 
 def index_corpus(
-    source: Path,
+    corpus: Corpus | Path,
     *,
     name: str,
     encoder: "Encoder",
@@ -74,21 +74,19 @@ def index_corpus(
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
     prune: bool = False,
-    strict: bool = False,
     progress: Progress | None = None,
 ) -> IndexReport:
-    """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
+    """Index a corpus, or the one in a file or folder, under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
 
     Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune` removes
-    those that the file does not hold (not while some of its lines cannot be read). A task or demonstrations given
-    here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
+    those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
+    given here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
     right; nothing stored is lost by that.
     """
     folder = target_folder(name, home)
     manifest = _manifest(folder, encoder)
-    corpus = Corpus(source, strict=strict)
-    try:
-        documents = _require_some(corpus)
+    with corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus:
+        corpus.require_some()
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
         # Nothing is made before here, so that a mistyped command leaves nothing behind.
         make_folder(folder)
@@ -97,13 +95,11 @@ def index_corpus(
             was_complete = manifest.status == "complete"
             if prompt is not None:
                 store_prompt(folder, manifest, prompt)
-            manifest.status, manifest.source = "indexing", str(source.resolve())
+            manifest.status, manifest.source = "indexing", corpus.origin
             manifest.save(folder)
             with Contents(folder, manifest, lock=lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, folder, progress)
-                return run.index(documents, prune=prune, was_complete=was_complete)
-    finally:
-        corpus.close()
+                return run.index(prune=prune, was_complete=was_complete)
 
 
 def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
@@ -118,20 +114,6 @@ def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
     manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest
-
-
-def _require_some(corpus: Corpus) -> Iterator[Document]:
-    """The corpus's documents; raises UserError, before anything is made or changed, when there are none."""
-    documents = iter(corpus)
-    first = next(documents, None)
-    if first is None:
-        problems = corpus.problems
-        skipped = f"all {problems.total} lines were skipped, the first as {problems.first[0]}" if problems.total else ""
-        raise UserError(
-            f"{corpus.path} holds no document ({skipped or 'it is empty'}); "
-            "each line must be a JSON object with '_id' (or 'id') and 'text'"
-        )
-    return chain([first], documents)
 
 
 class _Run:
@@ -156,14 +138,16 @@ class _Run:
         self.report = IndexReport(name=manifest.name)
         self.bytes_done = 0
 
-    def index(self, documents: Iterator[Document], *, prune: bool, was_complete: bool) -> IndexReport:
+    def index(self, *, prune: bool, was_complete: bool) -> IndexReport:
         """Store what is new or changed, remove what is gone if `prune`, and mark the index complete."""
         report, start = self.report, time.monotonic()
-        for chunk in self._chunks(documents):
+        for chunk in self._chunks(iter(self.corpus)):
             self._store(chunk)
-        # A line that could not be read may hold a document that is stored: it is not known to be gone.
-        report.prune_withheld = prune and bool(self.corpus.problems.counts.keys() - {DUPLICATE_ID})
+        # A row that could not be read may hold a document that is stored: it is not known to be gone.
+        report.prune_withheld = prune and self.corpus.problems.nameless > 0
         if prune and not report.prune_withheld:
+            for document_id in self.corpus.problems.ids:
+                self.contents.first_sight(document_id)
             report.removed = self.contents.remove_unseen()
         if report.encoded or report.removed or not was_complete:
             self._tell("optimize")
@@ -208,7 +192,7 @@ class _Run:
             if self.contents.first_sight(document.id):
                 fresh.append(document)
             else:
-                self.corpus.skip(Problem(document.line, DUPLICATE_ID, f"'{document.id}'"))
+                self.corpus.skip(Problem(document.place, DUPLICATE_ID, f"'{document.id}'", document.id))
         stored = self.contents.versions([document.id for document in fresh])
         changed = [document for document in fresh if stored.get(document.id) != version(document)]
         self.report.unchanged += len(fresh) - len(changed)
@@ -241,7 +225,7 @@ class _Run:
         owner = [document.document for document in chunk for _ in document.passages][bad]
         raise UserError(
             f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length from "
-            f"document '{owner.id}' (line {owner.line}), and its chunk was not stored; "
+            f"document '{owner.id}' ({owner.place}), and its chunk was not stored; "
             "load the encoder in float32, or take the document out"
         )
 
