@@ -48,7 +48,7 @@ class Corpus:
         sizes = [source.bytes_total for source in self._sources]
         self.bytes_total = sum(sizes) if all(sizes) else 0
         self._bytes_done = 0
-        self._current = self._sources[0]
+        self._current: Source | None = None
         self._documents = self._read()
         self._has_some = False
 
@@ -66,7 +66,7 @@ class Corpus:
     @property
     def bytes_read(self) -> int:
         """How many of `bytes_total` have been read; of compressed files, as they lie on the disk."""
-        return self._bytes_done + self._current.bytes_read
+        return self._bytes_done + (self._current.bytes_read if self._current is not None else 0)
 
     def __iter__(self) -> Iterator[Document]:
         return self._documents
@@ -96,6 +96,7 @@ class Corpus:
             self._current = source
             yield from self._documents_of(source)
             source.close()
+            self._current = None
             self._bytes_done += source.bytes_total
 
     def _documents_of(self, source: Source) -> Iterator[Document]:

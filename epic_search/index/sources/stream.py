@@ -35,7 +35,7 @@ class ByteStream:
     @property
     def bytes_read(self) -> int:
         """How far into the file (compressed bytes, if it is compressed) reading has come; 0 for a pipe."""
-        return 0 if self._raw.closed or not self._raw.seekable() else self._raw.tell()
+        return self._raw.tell() if self._raw.seekable() else 0
 
     def beginning(self) -> bytes:
         """The first bytes, without a byte order mark, which stay to be read. Raises UserError for UTF-16."""
