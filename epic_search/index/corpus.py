@@ -10,7 +10,7 @@ from pathlib import Path
 
 from epic_search.errors import UserError
 from epic_search.index.document import Document, Problem, Problems, Unusable
-from epic_search.index.sources import open_sources
+from epic_search.index.sources import STDIN, open_sources
 from epic_search.index.sources.fields import Fields, choose_columns, document
 from epic_search.index.sources.protocol import Columns, Format, Row, Source
 
@@ -37,7 +37,8 @@ class Corpus:
         tell: Callable[[str], None] | None = None,
     ) -> None:
         names = [str(source) for source in sources]
-        self.name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
+        first = "standard input" if names[0] == STDIN else names[0]
+        self.name = first if len(names) == 1 else f"{first} and {len(names) - 1:,} more"
         self.origin = ", ".join(str(Path(name).resolve()) if Path(name).exists() else name for name in names[:ORIGINS])
         self.strict = strict
         self.problems = Problems()

@@ -30,7 +30,7 @@ def _open(name: str, format: Format | None) -> list[Source]:
     if name.startswith(PREFIX) or format == "dataset":
         return [DatasetSource(name.removeprefix(PREFIX), name=name)]
     if name == STDIN:
-        return [DataFile(None, name="standard input", format=format or "jsonl")]
+        return [DataFile(None, name="standard input", format=format)]
     path = Path(name).expanduser()
     if glob.has_magic(name) and not _exists(path):
         return _matching(path, format, name=name)
@@ -55,8 +55,8 @@ def _file(path: Path, format: Format | None, *, name: str) -> Source:
                 format = "parquet" if file.read(4) == parquet.MAGIC or ending(name) == ".parquet" else None
     except OSError as error:
         raise unreadable(path, error) from error
-    if format == "text" or (format is None and text_files.is_text(path.name)):
-        return TextFiles(path.parent, name=name, files=[path], every=True)
+    if format == "text" or (format is None and path.suffix.lower() in {*text_files.TEXT, text_files.PDF}):
+        return TextFiles(path.parent, name=name, files=[path], every=format == "text")
     if format == "parquet":
         if not is_file:
             raise UserError(f"{name} is a pipe, and Parquet is read from its end; save it as a file first")

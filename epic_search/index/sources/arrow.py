@@ -17,9 +17,9 @@ def table_rows(table: "RecordBatch | Table") -> Iterator[dict[str, Any] | Unusab
     """Each row: lists and structs as JSON, times and decimals as strings, NaN as null."""
     try:
         yield from map(plain, table.to_pylist(maps_as_pydicts="lossy"))
-    except (ValueError, OverflowError):  # a time that Python has no value for, in some of the rows
+    except (ValueError, OverflowError) as error:  # some row holds a year after 9999, or a text that is not UTF-8
         if len(table) == 1:
-            yield Unusable("value out of range", "a time that cannot be told")
+            yield Unusable("unreadable value", str(error))
         else:
             for row in range(len(table)):
                 yield from table_rows(table.slice(row, 1))

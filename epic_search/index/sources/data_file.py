@@ -70,7 +70,7 @@ class DataFile:
                 return "jsonl"
         if format is None:
             raise UserError(
-                f"cannot tell the format of {self.name}: its name does not end in {', '.join(ENDINGS)} or .parquet, "
-                "and it is no JSON; name it with --format jsonl, json, csv, tsv, parquet or text"
+                f"cannot tell the format of {self.name}: it is no JSON, and no name that ends in "
+                f"{', '.join(ENDINGS)} or .parquet tells it; give --format jsonl, json, csv, tsv, parquet or text"
             )
         return format

@@ -35,7 +35,7 @@ class ParquetSource:
 
         number = 0
         try:
-            with ParquetFile(self._path, pre_buffer=False, buffer_size=2**20) as file:
+            with ParquetFile(self._path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
                 total = file.metadata.num_rows
                 size = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
                 at_once = min(MAX_BATCH_ROWS, max(1, BATCH_BYTES * total // max(1, size)))

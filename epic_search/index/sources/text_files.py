@@ -114,7 +114,7 @@ class TextFiles:
         if not text.strip():
             raise Unusable("empty text")
         modified = datetime.fromtimestamp(about.st_mtime, UTC).isoformat(timespec="seconds")
-        return {"id": name, "title": title or path.stem, "text": text, "path": name, "modified": modified}
+        return {"id": name, "title": title or Path(name).stem, "text": text, "path": name, "modified": modified}
 
     def _remark(self) -> str:
         parts = (
