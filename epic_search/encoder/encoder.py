@@ -30,6 +30,7 @@ from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_
 from epic_search.encoder.contextual import ContextualEncoder
 from epic_search.encoder.matryoshka import prepare_training, truncate
 from epic_search.encoder.model import EncoderModel
+from epic_search.encoder.prefix import Prefixes
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
@@ -59,6 +60,7 @@ class Encoder:
         self.model = model
         self.dtype = dtype
         self.dim = checkpoint.config.dim or model.dim
+        self.prefixes = Prefixes(model, identity=f"{fingerprint} {dtype}")
         self._tokenizer = load_tokenizer(checkpoint.backbone)
         config = model.backbone.config
         eos_id = _first_id(config.eos_token_id)
@@ -100,6 +102,7 @@ class Encoder:
             merge_lora(encoder.model.backbone, found.lora)
         encoder.model.to(where).eval().requires_grad_(False)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        encoder.model.freeze()
         return encoder
 
     @classmethod
@@ -134,7 +137,7 @@ class Encoder:
             encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
         prepare_training(encoder.model, encoder.config, start)
         encoder.model.to(where)
-        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where, training=True).value)
         return encoder
 
     def save(self, folder: Path) -> None:
@@ -165,13 +168,21 @@ class Encoder:
         """Where the weights are."""
         return self.model.device
 
-    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
         """(n, dim) float32 unit-length vectors of passages, in input order.
 
-        Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
-        with the number of texts done since its last call. Raises UserError for a vector that is not finite.
+        Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `ids`: what `token_ids`
+        says of the texts, where that is known already. `progress` is called with the number of texts done since its
+        last call. Raises UserError for a vector that is not finite.
         """
-        return self._encode(texts, self.template.passage, self._no_slots(), progress=progress, dim=self.dim)
+        passage, none = self.template.passage, self._no_slots()
+        return self._encode(texts, passage, none, ids=ids, progress=progress, dim=self.dim)
 
     def encode_queries(
         self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
@@ -264,27 +275,43 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, *, dim: int, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        layout: Layout,
+        soft_SE: Tensor,
+        *,
+        dim: int,
+        ids: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
+        prefix, layout, soft_SE = self.prefixes.share(layout, soft_SE)
         out_NE = np.empty((len(texts), dim), dtype=np.float32)
-        for first in range(0, len(texts), CHUNK):
-            chunk = texts[first : first + CHUNK]
-            rows = [layout.row(ids) for ids in self.token_ids(chunk)]
-            for indices in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
-                context_BC = self.context([chunk[i] for i in indices])
-                slots_SE = soft_SE.repeat(len(indices), 1)
-                vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
+        first_of: dict[str, int] = {}  # a text that comes again is not encoded again
+        first_N = np.array([first_of.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.intp)
+        times_N = np.bincount(first_N, minlength=len(texts))
+        once = np.fromiter(first_of.values(), dtype=np.intp)
+        for chunk in np.split(once, range(CHUNK, len(once), CHUNK)):
+            known = self.token_ids([texts[i] for i in chunk]) if ids is None else [ids[i] for i in chunk]
+            rows = [layout.row(text_ids) for text_ids in known]
+            for batch in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
+                which = chunk[batch]
+                vectors_BE = self.model(
+                    [rows[i] for i in batch],
+                    context_BC=self.context([texts[i] for i in which]),
+                    soft_SE=soft_SE.repeat(len(batch), 1),
+                    prefix=prefix.layers if prefix else None,
+                )
                 finite_B = vectors_BE.isfinite().all(dim=1).tolist()
                 if not all(finite_B):
-                    text = chunk[indices[finite_B.index(False)]]
+                    text = texts[which[finite_B.index(False)]]
                     raise UserError(
                         f"encoder '{self.name}' made a vector that is not finite from the text '{text[:80]}'; "
                         "load it in float32, and if that does not help, its weights are damaged"
                     )
-                out_NE[first + indices] = truncate(vectors_BE, dim).cpu().numpy()
+                out_NE[which] = truncate(vectors_BE, dim).cpu().numpy()
                 if progress is not None:
-                    progress(len(indices))
-        return out_NE
+                    progress(int(times_N[which].sum()))
+        return out_NE if len(once) == len(texts) else out_NE[first_N]
 
     def _layout(self, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
         """The layout, which leaves room for a query of `config.max_length` tokens."""
@@ -332,7 +359,9 @@ def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedM
     contextual = None
     if found.contextual is not None and config.contextual is not None:
         contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
-    model = EncoderModel(config, backbone, contextual)
+    # Projectors that are about to be read need no values before (orthogonal ones take as long as the rest together).
+    with torch.device("meta" if found.folder is not None else "cpu"):
+        model = EncoderModel(config, backbone, contextual)
     if found.folder is not None:
         _load_projectors(model, found.folder / PROJECTORS_FILE)
     return model
@@ -343,7 +372,7 @@ def _load_projectors(model: EncoderModel, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        result = model.load_state_dict(load_file(path), strict=False)
+        result = model.load_state_dict(load_file(path), strict=False, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{path} does not fit its encoder.json: {error}") from error
     missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]

@@ -225,7 +225,8 @@ class _Run:
             part = encoded / len(texts)
             self._tell("encode", documents=int(len(chunk) * part), passages=encoded, bytes_read=int(span * part))
 
-        vectors_PE = self.encoder.encode_passages(texts, progress=more)
+        ids = [ids for document in chunk for ids in document.ids]
+        vectors_PE = self.encoder.encode_passages(texts, ids=ids, progress=more)
         self._require_sound(chunk, vectors_PE)
         replaced = self.contents.put(chunk, vectors_PE)
         self.report.changed += replaced

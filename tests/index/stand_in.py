@@ -28,7 +28,13 @@ class StandIn:
         self.delay = delay
         self.encoded: list[str] = []
 
-    def encode_passages(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         time.sleep(self.delay)
         self.encoded += texts
         vectors_PE = np.stack([self._vector(text) for text in texts])

@@ -1,0 +1,120 @@
+"""The constant part of a prompt, run through the decoder once: its keys and values serve every query.
+
+BOS, instruction, demonstrations and "Query:" are the same for all queries of a task, so what every layer makes of them
+is, too. It is kept by content: another prompt object with the same tokens and vectors finds it, and another encoder,
+precision or device never does. With the Contextual token before the instruction only BOS is constant, and nothing is
+shared.
+
+Shapes: P tokens of the prefix, G key/value heads, W head width, S soft slots, E width of an embedding.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from epic_search.encoder.attention import KeyValue
+from epic_search.encoder.model import EncoderModel
+from epic_search.encoder.prompt import CONTEXTUAL_SLOT, Layout
+
+FORMAT = 1  # of the keys and values themselves: another way of computing them is another prefix
+SHORTEST = 4
+"""Tokens of a prefix that is worth a place: a passage's BOS alone is not."""
+MEMORY = 256 * 2**20
+"""Bytes of prefixes that an encoder keeps: thousands of prompts of a small backbone, some of a 7B one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values of each layer for tokens that stand before others. `key`: what exactly they were made of."""
+
+    key: str
+    layers: list[KeyValue]
+
+    def __len__(self) -> int:
+        return len(self.layers[0][0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(part.nbytes for layer in self.layers for part in layer)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, (layers, P, G, W) for keys and for values, with the key as metadata."""
+        from safetensors.torch import save_file
+
+        keys, values = (torch.stack(parts).cpu() for parts in zip(*self.layers, strict=True))
+        save_file({"keys": keys, "values": values}, path, metadata={"key": self.key})
+
+    @classmethod
+    def load(cls, path: Path, *, key: str, device: torch.device) -> "Prefix | None":
+        """What `save` wrote, if it is of this key; None for another's, and where there is no file or a damaged one."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                if (file.metadata() or {}).get("key") != key:
+                    return None
+                layers = zip(file.get_tensor("keys"), file.get_tensor("values"), strict=True)
+                return cls(key, list(layers))
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+
+class Prefixes:
+    """The prefixes of an encoder, those used last within `memory` bytes (and the last one always). Thread-safe.
+
+    `identity`: what decides keys and values besides a prefix's own tokens and vectors, and the device.
+    """
+
+    def __init__(self, model: EncoderModel, *, identity: str, memory: int = MEMORY) -> None:
+        self._model = model
+        self._identity = identity
+        self._memory = memory
+        self._kept: OrderedDict[str, Prefix] = OrderedDict()
+        self._lock = Lock()
+
+    def share(self, layout: Layout, soft_SE: Tensor) -> tuple[Prefix | None, Layout, Tensor]:
+        """The prefix of a layout, the layout that remains for each text, and the vectors of the slots in that.
+
+        A prefix that is not kept is run, by one thread while others wait for it. None: nothing is shared.
+        """
+        ids, rest = divided(layout)
+        if not self._model.shares_prefixes or len(ids) < SHORTEST:
+            return None, layout, soft_SE
+        key = self._key(ids, soft_SE)
+        with self._lock:
+            if key not in self._kept:
+                self._keep(Prefix(key, self._model.prefill(ids, soft_SE=soft_SE)))
+            self._kept.move_to_end(key)
+            return self._kept[key], rest, soft_SE[:0]
+
+    def restore(self, path: Path, layout: Layout, soft_SE: Tensor) -> bool:
+        """Keep the prefix of a layout as `Prefix.save` wrote it; False where the file holds no such one."""
+        key = self._key(divided(layout)[0], soft_SE)
+        prefix = Prefix.load(path, key=key, device=self._model.device) if self._model.shares_prefixes else None
+        if prefix is not None:
+            with self._lock:
+                self._keep(prefix)
+        return prefix is not None
+
+    def _keep(self, prefix: Prefix) -> None:
+        self._kept[prefix.key] = prefix
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._memory:
+            self._kept.popitem(last=False)
+
+    def _key(self, ids: tuple[int, ...], soft_SE: Tensor) -> str:
+        digest = hashlib.sha256(f"{FORMAT} {self._identity} {self._model.device.type} {ids}".encode())
+        digest.update(soft_SE.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def divided(layout: Layout) -> tuple[tuple[int, ...], Layout]:
+    """The ids that stand before every text, and the layout of the rest, which begins with what differs by text."""
+    head = layout.head
+    end = head.index(CONTEXTUAL_SLOT) if CONTEXTUAL_SLOT in head else len(head)
+    return head[:end], Layout(head[end:], layout.tail)
