@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epic_search.encoder.products import attention_by_products
+
 PACKED = "packed"
 
 CASCADE_FROM = 128
@@ -82,6 +84,11 @@ def packed_attention(
     assert attention_mask is None, "a packed row has no mask"
     assert not getattr(module, "sliding_window", None), "choose_layout keeps sliding-window models padded"
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if query_1HTD.requires_grad and query_1HTD.device.type == "cpu":
+        scale = query_1HTD.shape[3] ** -0.5 if scaling is None else scaling
+        lengths = packing.lengths
+        products = attention_by_products(query_1HTD, key_1GTD, value_1GTD, lengths=lengths, scale=scale, causal=causal)
+        return products, None
     query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD))
     return attend(query_THD, key_TGD, value_TGD, packing, scale=scaling, causal=causal).unsqueeze(0), None
 
