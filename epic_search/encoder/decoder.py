@@ -13,16 +13,13 @@ Shapes as in `attention.py`, and D width of the backbone, W head width.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.attention import KeyValue, Packing, attend
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, (T, 1, W / 2) each."""
@@ -34,7 +31,7 @@ class Decoder:
     Make it when the backbone is where it will stay: moved or trained afterwards, the two would part.
     """
 
-    def __init__(self, backbone: "PreTrainedModel") -> None:
+    def __init__(self, backbone: Any) -> None:
         self._layers = [_Layer(layer) for layer in backbone.layers]
         self._norm = RMSNorm(backbone.norm)
         self._rotary: nn.Module = backbone.rotary_emb
@@ -81,7 +78,7 @@ class Decoder:
 class RMSNorm:
     """A backbone's RMS norm (arXiv 1910.07467), in two passes instead of six; sums are float32."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Any) -> None:
         self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
         width = norm.weight.shape
         # Some multiply by the weight, some by one more: what the norm does to ones says it.
@@ -96,7 +93,7 @@ class RMSNorm:
 
 
 class _Layer:
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.scale: float = attention.scaling
         self._width: int = attention.head_dim
@@ -153,8 +150,8 @@ class _Joined:
     """Linear layers that read the same states, as one product. Their own weights become parts of the joint one."""
 
     def __init__(self, *layers: nn.Linear) -> None:
-        self._weight = torch.cat([layer.weight for layer in layers])
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self._weight = torch.cat(tuple(layer.weight for layer in layers))
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers)), "some of these layers have a bias, and some do not"
         self._bias = torch.cat(biases) if biases else None
         start = 0

@@ -1,11 +1,12 @@
 """The encoder as one torch module: input rows with slots in, pooled unit-length vectors out.
 
-Shapes: B rows of a batch, L padded length, T packed tokens, N = B*L or T flattened positions, R positions that are read
-of a row, D width of the backbone, E width of an embedding, C width of the Contextual encoder, S soft slots in the batch,
-P tokens of a shared prefix.
+Shapes: B rows of a batch, L padded length, T packed tokens, N = B*L or T flattened positions, R positions of a row that
+are read, D width of the backbone, E width of an embedding, C width of the Contextual encoder, S soft slots in the
+batch, P tokens of a shared prefix.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.attention import PACKED, KeyValue
-from epic_search.encoder.backbone import use_layout
+from epic_search.encoder.backbone import load_backbone, use_layout
 from epic_search.encoder.batching import Batch, lay_out, pack
-from epic_search.encoder.config import EncoderConfig
+from epic_search.encoder.checkpoint import Checkpoint
+from epic_search.encoder.config import PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.decoder import Decoder
 from epic_search.encoder.matryoshka import join
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.residual import Residual
 from epic_search.encoder.soft_tokens import Projector
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,14 +97,14 @@ class EncoderModel(nn.Module):
         soft slots in row-major order, (0, E) if there are none; `prefix`: what `prefill` made of the tokens that stand
         before every row.
         """
-        assert (context_BC is None) == (self.context_projector is None), "Contextual vectors for encoders that read them"
+        assert (context_BC is None) == (self.context_projector is None), (
+            "Contextual vectors for encoders that read them"
+        )
         reads_BR = self._reads(rows)
         if self._decoder is not None and self.layout == PACKED:
             batch = pack([row.ids for row in rows], device=self.device, first=len(prefix[0][0]) if prefix else 0)
             tokens_1TD = self._input_tokens(batch, context_BC, soft_SE)
-            states = self._decoder(
-                tokens_1TD[0], batch.positions[0], batch.packing, prefix=prefix, reads_BR=reads_BR
-            )
+            states = self._decoder(tokens_1TD[0], batch.positions[0], batch.packing, prefix=prefix, reads_BR=reads_BR)
         else:
             assert prefix is None, "only a frozen model with packed texts takes a prefix"
             batch = lay_out([row.ids for row in rows], self.layout, device=self.device)
@@ -172,3 +175,36 @@ def mean_token_norm(backbone: "PreTrainedModel") -> float:
     assert isinstance(embed, nn.Embedding), type(embed)
     sample = torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device)
     return float(embed(sample).float().norm(dim=-1).mean())
+
+
+def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
+    """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
+
+    The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that
+    is loaded already.
+    """
+    config = found.config
+    if backbone is None:
+        backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
+    contextual = None
+    if found.contextual is not None and config.contextual is not None:
+        contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
+    # Projectors that are about to be read need no values before (orthogonal ones take as long as the rest together).
+    with torch.device("meta" if found.folder is not None else "cpu"):
+        model = EncoderModel(config, backbone, contextual)
+    if found.folder is not None:
+        _load_projectors(model, found.folder / PROJECTORS_FILE)
+    return model
+
+
+def _load_projectors(model: EncoderModel, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        result = model.load_state_dict(load_file(path), strict=False, assign=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its encoder.json: {error}") from error
+    missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]
+    if missing or result.unexpected_keys:
+        raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")

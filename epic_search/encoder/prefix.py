@@ -10,7 +10,9 @@ Shapes: P tokens of the prefix, G key/value heads, W head width, S soft slots, E
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 
@@ -19,13 +21,16 @@ from torch import Tensor
 
 from epic_search.encoder.attention import KeyValue
 from epic_search.encoder.model import EncoderModel
-from epic_search.encoder.prompt import CONTEXTUAL_SLOT, Layout
+from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Layout
 
 FORMAT = 1  # of the keys and values themselves: another way of computing them is another prefix
 SHORTEST = 4
 """Tokens of a prefix that is worth a place: a passage's BOS alone is not."""
 MEMORY = 256 * 2**20
 """Bytes of prefixes that an encoder keeps: thousands of prompts of a small backbone, some of a 7B one."""
+
+Around = tuple[Layout, Tensor]
+"""What stands around a text: the layout, and (S, E) vectors for its soft slots."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +83,34 @@ class Prefixes:
         self._kept: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = Lock()
 
-    def share(self, layout: Layout, soft_SE: Tensor) -> tuple[Prefix | None, Layout, Tensor]:
-        """The prefix of a layout, the layout that remains for each text, and the vectors of the slots in that.
+    def share(self, around: Sequence[Around]) -> tuple[Prefix | None, Sequence[Around]]:
+        """The prefix that the given surroundings of texts have in common, and what remains around each text.
 
         A prefix that is not kept is run, by one thread while others wait for it. None: nothing is shared.
         """
-        ids, rest = divided(layout)
+        different = {id(one): one for one in around}
+        ids = common([layout for layout, _ in different.values()])
         if not self._model.shares_prefixes or len(ids) < SHORTEST:
-            return None, layout, soft_SE
+            return None, around
+        slots = ids.count(SOFT_SLOT)
+        rests = {
+            key: (Layout(layout.head[len(ids) :], layout.tail), soft_SE[slots:])
+            for key, (layout, soft_SE) in different.items()
+        }
+        return self._find(ids, around[0][1][:slots]), [rests[id(one)] for one in around]
+
+    def _find(self, ids: tuple[int, ...], soft_SE: Tensor) -> Prefix:
         key = self._key(ids, soft_SE)
         with self._lock:
             if key not in self._kept:
                 self._keep(Prefix(key, self._model.prefill(ids, soft_SE=soft_SE)))
             self._kept.move_to_end(key)
-            return self._kept[key], rest, soft_SE[:0]
+            return self._kept[key]
 
-    def restore(self, path: Path, layout: Layout, soft_SE: Tensor) -> bool:
+    def restore(self, path: Path, around: Around) -> bool:
         """Keep the prefix of a layout as `Prefix.save` wrote it; False where the file holds no such one."""
-        key = self._key(divided(layout)[0], soft_SE)
+        layout, soft_SE = around
+        key = self._key(common([layout]), soft_SE)
         prefix = Prefix.load(path, key=key, device=self._model.device) if self._model.shares_prefixes else None
         if prefix is not None:
             with self._lock:
@@ -113,8 +128,12 @@ class Prefixes:
         return digest.hexdigest()
 
 
-def divided(layout: Layout) -> tuple[tuple[int, ...], Layout]:
-    """The ids that stand before every text, and the layout of the rest, which begins with what differs by text."""
-    head = layout.head
-    end = head.index(CONTEXTUAL_SLOT) if CONTEXTUAL_SLOT in head else len(head)
-    return head[:end], Layout(head[end:], layout.tail)
+def common(layouts: Sequence[Layout]) -> tuple[int, ...]:
+    """The ids that stand before every text, whatever it is.
+
+    A Contextual token is another for each text. Soft slots of different layouts hold different vectors.
+    """
+    ends = (CONTEXTUAL_SLOT,) if len(layouts) == 1 else (CONTEXTUAL_SLOT, SOFT_SLOT)
+    heads = [tuple(takewhile(lambda id: id not in ends, layout.head)) for layout in layouts]
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*heads, strict=False))
+    return tuple(column[0] for column in alike)

@@ -76,8 +76,7 @@ def whole_ids(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | None
     longest = encoder.config.max_length
     found = encoder.token_ids([text[: 8 * longest] for text in texts])
     return [
-        ids if len(ids) < longest and len(text) <= 8 * longest else None
-        for text, ids in zip(texts, found, strict=True)
+        ids if len(ids) < longest and len(text) <= 8 * longest else None for text, ids in zip(texts, found, strict=True)
     ]
 
 
