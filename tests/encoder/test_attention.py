@@ -47,7 +47,10 @@ def varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, return_aux, scale, enable_gqa, 
     assert window_size == (-1, -1) or torch.equal(cu_q, cu_k), "a causal window is aligned to the last key"
     outs, sums = [], []
     for i in range(len(cu_q) - 1):
-        a, b = q[cu_q[i] : cu_q[i + 1]], slice(cu_k[i], cu_k[i] + seqused_k[i] if seqused_k is not None else cu_k[i + 1])
+        a, b = (
+            q[cu_q[i] : cu_q[i + 1]],
+            slice(cu_k[i], cu_k[i] + seqused_k[i] if seqused_k is not None else cu_k[i + 1]),
+        )
         keys, values = (x[b].repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", a, keys) * (WIDTH**-0.5 if scale is None else scale)
         if window_size == (-1, 0):
