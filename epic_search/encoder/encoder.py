@@ -251,6 +251,15 @@ class Encoder:
             )
         return self._layout(prompt.task, len(prompt.demonstrations))
 
+    @torch.inference_mode()
+    def save_prefix(self, prompt: Prompt, path: Path) -> None:
+        """Write what a prompt's constant tokens come to, so that another process need not run them; see `Prefixes`."""
+        self.prefixes.save(path, self._around(prompt))
+
+    def restore_prefix(self, prompt: Prompt, path: Path) -> bool:
+        """Read what `save_prefix` wrote; False, and nothing is lost, where it is not of this prompt and encoder."""
+        return self.prefixes.restore(path, self._around(prompt))
+
     def _around(self, prompt: Prompt) -> Around:
         """What stands around a query under a prompt, made once for each prompt object."""
         if prompt not in self._arounds:

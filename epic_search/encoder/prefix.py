@@ -26,6 +26,9 @@ from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Layout
 FORMAT = 1  # of the keys and values themselves: another way of computing them is another prefix
 SHORTEST = 4
 """Tokens of a prefix that is worth a place: a passage's BOS alone is not."""
+WORTH_A_FILE = 128
+"""Tokens of a prefix that is written to a file. Soft demonstrations make a shorter one, run in less than one part in a
+hundred of the time that a program takes to load the encoder."""
 MEMORY = 256 * 2**20
 """Bytes of prefixes that an encoder keeps: thousands of prompts of a small backbone, some of a 7B one."""
 
@@ -107,8 +110,19 @@ class Prefixes:
             self._kept.move_to_end(key)
             return self._kept[key]
 
+    def save(self, path: Path, around: Around) -> None:
+        """Write the prefix of a layout to a file, if it is a long one; a file of an earlier prefix goes."""
+        long = len(common([around[0]])) >= WORTH_A_FILE
+        prefix = self.share([around])[0] if long else None
+        if prefix is None:
+            path.unlink(missing_ok=True)
+            return
+        temporary = path.with_suffix(".tmp")
+        prefix.save(temporary)
+        temporary.replace(path)
+
     def restore(self, path: Path, around: Around) -> bool:
-        """Keep the prefix of a layout as `Prefix.save` wrote it; False where the file holds no such one."""
+        """Keep the prefix of a layout as `save` wrote it; False where the file holds no such one."""
         layout, soft_SE = around
         key = self._key(common([layout]), soft_SE)
         prefix = Prefix.load(path, key=key, device=self._model.device) if self._model.shares_prefixes else None

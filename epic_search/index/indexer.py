@@ -16,7 +16,7 @@ from epic_search.index.folder import make_folder, target_folder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import new_prompt, store_prompt
+from epic_search.index.prompts import PREFIX_FILE, new_prompt, store_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def index_corpus(
             was_complete = manifest.status == "complete"
             if prompt is not None:
                 store_prompt(folder, manifest, prompt)
+                encoder.save_prefix(prompt, folder / PREFIX_FILE)
             manifest.status, manifest.source = "indexing", str(source.resolve())
             manifest.save(folder)
             with Contents(folder, manifest, lock=lock) as contents:

@@ -10,7 +10,7 @@ import torch
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.encoder.config import EncoderConfig
-from epic_search.encoder.prefix import Prefix, Prefixes, common
+from epic_search.encoder.prefix import Prefixes, common
 
 TEXTS = ["red", "a somewhat longer query than the others", "seven or eight", "red"]
 SHOWN = [Demonstration(query="red", passage="a colour"), Demonstration(query="seven", passage="a number")]
@@ -149,24 +149,33 @@ def test_a_prefix_takes_the_bytes_of_its_keys_and_values(tiny_encoder_folder: Pa
 def test_a_saved_prefix_is_used_only_for_what_it_was_made_of(
     encoder: Encoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompt = encoder.prompt(task="t", demonstrations=SHOWN)
+    prompt = encoder.prompt(task="t", demonstrations=LONG, kind="text")
+    soft = encoder.prompt(task="t", demonstrations=LONG)
     expected = encoder.encode_queries(TEXTS, prompt=prompt)
-    around = encoder._around(prompt)
-    encoder.prefixes.share([around])[0].save(tmp_path / "prefix.safetensors")
+    encoder.save_prefix(prompt, tmp_path / "prefix.safetensors")
 
     def restored(by: Encoder, of: Prompt, file: str = "prefix.safetensors") -> bool:
-        return by.prefixes.restore(tmp_path / file, by._around(of))
+        return by.restore_prefix(of, tmp_path / file)
 
     cold = Encoder.load(tiny_encoder_folder, device="cpu", dtype="float32")
     assert restored(cold, prompt)
     monkeypatch.setattr(cold.model, "prefill", lambda *_, **__: pytest.fail("it was read from the file"))
     np.testing.assert_allclose(cold.encode_queries(TEXTS, prompt=prompt), expected, atol=1e-6)
 
-    assert not restored(encoder, replace(prompt, vectors_SE=-prompt.vectors_SE))
-    assert not restored(encoder, encoder.prompt(task="u", demonstrations=SHOWN))
+    assert not restored(encoder, soft)
+    assert not restored(encoder, replace(prompt, task="u"))
     assert not restored(Encoder.load(tiny_encoder_folder, device="cpu", dtype="bfloat16"), prompt)
-    shorter = Encoder.load(tiny_encoder_folder, device="cpu", dtype="float32", max_length=32)
-    assert not restored(shorter, replace(prompt, encoder=shorter.fingerprint))
+    assert not restored(Encoder.load(tiny_encoder_folder, device="cpu", dtype="float32", max_length=60), prompt)
     (tmp_path / "damaged").write_bytes((tmp_path / "prefix.safetensors").read_bytes()[:100])
     assert not restored(encoder, prompt, "damaged") and not restored(encoder, prompt, "missing")
-    assert isinstance(encoder.prefixes.share([around])[0], Prefix)
+
+    encoder.save_prefix(soft, tmp_path / "prefix.safetensors")
+    assert not list(tmp_path.glob("prefix*")), "a short prefix is no file, and what was there is no longer true"
+
+
+def test_a_saved_prefix_holds_the_vectors_of_its_slots(encoder: Encoder, tmp_path: Path) -> None:
+    prompt = encoder.prompt(task="t", demonstrations=LONG)
+    around, other = (encoder._around(p) for p in (prompt, replace(prompt, vectors_SE=-prompt.vectors_SE)))
+    encoder.prefixes.share([around])[0].save(tmp_path / "p")
+    assert encoder.prefixes.restore(tmp_path / "p", around)
+    assert not encoder.prefixes.restore(tmp_path / "p", other)

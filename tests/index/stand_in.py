@@ -55,6 +55,12 @@ class StandIn:
         vectors_SE = np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
         return Prompt(task or None, tuple(demonstrations), vectors_SE, self.fingerprint)
 
+    def save_prefix(self, prompt: Prompt, path: Path) -> None:
+        """A stand-in has none."""
+
+    def restore_prefix(self, prompt: Prompt, path: Path) -> bool:
+        return False
+
     def split(self, texts: Sequence[str], *, titles: Sequence[str]) -> list[list[str]]:
         return [self._split(text, len(title.split())) for text, title in zip(texts, titles, strict=True)]
 
