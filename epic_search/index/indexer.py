@@ -20,7 +20,7 @@ from epic_search.index.lexical import average_length
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest, StoredLexical
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import new_prompt, store_prompt
+from epic_search.index.prompts import PREFIX_FILE, new_prompt, store_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def index_corpus(
             was_complete = manifest.status == "complete"
             if prompt is not None:
                 store_prompt(folder, manifest, prompt)
+                encoder.save_prefix(prompt, folder / PREFIX_FILE)
             manifest.status, manifest.source = "indexing", corpus.origin
             manifest.save(folder)
             with Contents(folder, manifest, lock=lock) as contents:
@@ -249,7 +250,8 @@ class _Run:
             part = encoded / len(texts)
             self._tell("encode", documents=int(len(chunk) * part), passages=encoded, bytes_read=int(span * part))
 
-        vectors_PE = self.encoder.encode_passages(texts, progress=more)
+        ids = [ids for document in chunk for ids in document.ids]
+        vectors_PE = self.encoder.encode_passages(texts, ids=ids, progress=more)
         self._require_sound(chunk, vectors_PE)
         replaced = self.contents.put(chunk, vectors_PE)
         self.report.changed += replaced
