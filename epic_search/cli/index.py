@@ -12,11 +12,12 @@ from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import Corpus, IndexProgress, IndexReport
+    from epic_search.index.filters import FieldType
 
 
 def index(
@@ -46,6 +47,16 @@ def index(
     task: options.Task = None,
     demos: options.Demonstrations = None,
     no_demos: options.NoDemonstrations = False,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME:TYPE",
+            help="A field for filters and facets, as keyword, int, float, bool or datetime; may be repeated. "
+            "Default: what a new index's first documents tell.",
+            show_default=False,
+        ),
+    ] = None,
     id_field: Annotated[
         str | None,
         typer.Option(
@@ -80,16 +91,18 @@ def index(
     """
     from epic_search.index import Corpus
     from epic_search.index import home as default_home
+    from epic_search.index.fields import declared
     from epic_search.index.folder import index_folder
     from epic_search.index.sources.fields import Fields
 
     folder = home or default_home()
     chosen = name or default_name(sources)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
-    texts = tuple(field.strip() for fields in text_field or [] for field in fields.split(","))
-    fields = Fields(id=id_field, text=texts, title=title_field)
+    texts = tuple(part.strip() for parts in text_field or [] for part in parts.split(","))
+    columns = Fields(id=id_field, text=texts, title=title_field)
+    types = declared(field or [])
     index_folder(chosen, folder)
-    with Corpus(*sources, format=format, fields=fields, strict=strict, tell=console.note) as corpus:
+    with Corpus(*sources, format=format, fields=columns, strict=strict, tell=console.note) as corpus:
         # A mistake in the sources is told before the encoder takes its seconds to load.
         with console.working("reading"):
             corpus.require_some()
@@ -102,6 +115,7 @@ def index(
             home=folder,
             task=task,
             demonstrations=demonstrations,
+            fields=types,
             prune=prune,
         )
     if json:
@@ -148,6 +162,7 @@ def run(
     home: Path,
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
+    fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
 ) -> "IndexReport":
     """Index with a progress bar: documents, documents/s and time left."""
@@ -170,6 +185,7 @@ def run(
             home=home,
             task=task,
             demonstrations=demonstrations,
+            fields=fields,
             prune=prune,
             progress=show,
         )
@@ -191,6 +207,16 @@ def print_report(report: "IndexReport") -> None:
         f"index {report.name!r}: {report.documents:,} documents in {report.passages:,} passages "
         f"({', '.join(changes) or 'nothing new'}) after {report.seconds:.1f} s"
     )
+    if report.inferred:
+        found = ", ".join(f"{name} ({kind})" for name, kind in report.inferred.items())
+        console.note(
+            f"fields for filters, inferred from the first documents: {found}; change one with --field NAME:TYPE"
+        )
+    for name, count in report.unfit.items():
+        console.note(
+            f"{count:,} documents have another type of value in field '{name}', and filters on it do not find them; "
+            f"declare its type with --field {name}:TYPE"
+        )
     if report.prune_withheld:
         console.note("nothing was removed: rows that cannot be used may hold documents that are stored; correct them")
     if report.skipped:

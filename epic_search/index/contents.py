@@ -18,11 +18,14 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
+from epic_search.index.fields import path
+from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point
+from epic_search.index.store.protocol import Point, Schema
 
 if TYPE_CHECKING:
+    from epic_search.index.filters import FieldType
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
     from epic_search.index.store.protocol import VectorStore
@@ -57,7 +60,8 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
-            self.store: VectorStore = self._open_store(manifest.dim, lock)
+            self.lexical = Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None
+            self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
                 stored = self.store.count()
@@ -108,7 +112,9 @@ class Contents:
         rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
-        self.store.upsert([point for cut in chunk for point in _points(cut)], vectors_PE)
+        lexical = self.lexical
+        sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
+        self.store.upsert([point for cut in chunk for point in _points(cut)], {"": vectors_PE}, sparse=sparse)
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -139,7 +145,7 @@ class Contents:
         require_space(self.folder, disk_usage(self.folder / STORE_FOLDER))
         self.store.optimize()
 
-    def _open_store(self, dim: int, lock: "Lock") -> EdgeStore:
+    def _open_store(self, manifest: "Manifest", lock: "Lock") -> EdgeStore:
         path = self.folder / STORE_FOLDER
         with self._readable():
             is_new = self.documents == 0 and self._totals("FROM doomed")[0] == 0
@@ -148,7 +154,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, dim=dim, create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=_schema(manifest), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
@@ -196,6 +202,13 @@ class Contents:
         return UserError(
             f"index '{name}' is damaged ({what}); delete it with 'epic-search indexes delete {name}' and index again"
         )
+
+
+def _schema(manifest: "Manifest") -> Schema:
+    fields: dict[str, FieldType] = {path(name): field.type for name, field in manifest.types.items()}
+    if manifest.lexical is not None:
+        fields |= {"id": "keyword", "passage": "int"}
+    return Schema({"": manifest.dim}, lexical=manifest.lexical is not None, fields=fields)
 
 
 def _points(cut: CutDocument) -> Iterable[Point]:
