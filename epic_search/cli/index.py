@@ -24,7 +24,7 @@ def index(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="JSON lines, JSON, CSV, TSV, Parquet, folders or patterns of text files, hf:DATASET, - for stdin.",
             show_default=False,
         ),
