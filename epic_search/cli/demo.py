@@ -10,7 +10,6 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.index import load_encoder, print_report, run
-from epic_search.cli.query import as_json
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ def demo(
     from epic_search.encoder.checkpoint import DEFAULT_MODEL
     from epic_search.index import Searcher
     from epic_search.index import home as default_home
+    from epic_search.index.answer import hits_as_json
     from epic_search.stdlib import documents
 
     folder = home or default_home()
@@ -73,12 +73,12 @@ def demo(
             {
                 "index": INDEX,
                 "documents": report.documents,
-                "questions": [{"query": question, "hits": as_json(hits)} for question, hits in answers],
+                "questions": [{"query": question, "hits": hits_as_json(hits)} for question, hits in answers],
                 "taught": {
                     "query": TAUGHT_QUESTION,
                     "demonstrations": [{"query": d.query, "passage": d.passage} for d in demonstrations],
-                    "without": as_json(without),
-                    "with": as_json(taught),
+                    "without": hits_as_json(without),
+                    "with": hits_as_json(taught),
                 },
             }
         )

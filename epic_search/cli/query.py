@@ -1,22 +1,19 @@
 """`epic-search query`: ask an index a question."""
 
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import chosen_demos
-from epic_search.cli.explanation import explain_taught
+from epic_search.cli.explanation import print_taught
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from epic_search.index import Hit
+    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.index.answer import Answer, Facets, Question
     from epic_search.index.manifest import Manifest
 
 
@@ -102,58 +99,64 @@ def query(
     The index's own task and demonstrations are used, and what it was taught;
     --task, --demos, --no-demos and --boost say otherwise this once.
     """
-    from epic_search.index import Searcher
     from epic_search.index import home as default_home
-    from epic_search.index.prompts import new_prompt
-    from epic_search.index.searcher import SCORES
-    from epic_search.index.ways import Ways
+    from epic_search.index.answer import Question
 
     if not text.strip():
         raise UserError("the query is empty; give some words to search for")
     folder = home or default_home()
     demos_mode, demonstrations = chosen_demos(demos, none=no_demos)
     name = index or latest_index(folder)
-    manifest = made_by(name, folder)
-    loaded = None
-    if mode != "lexical":
-        loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    elif any(given is not None for given in (task, demos, demos_k, boost)):
-        raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
-    with Searcher.open(name, home=folder, encoder=loaded, lexical_only=loaded is None) as searcher:
-        chosen = searcher.mode(mode)
-        if chosen == "hybrid" and not searcher.has_words(text):
-            console.note("the query has only stop words: its hits are ranked by meaning alone")
-            chosen = "dense"
-        prompt = None
-        if loaded is not None:
-            prompt = new_prompt(searcher.manifest, encoder=loaded, task=task, demonstrations=demonstrations)
-        ways = Ways.of(searcher.manifest, demos=demos_mode, demos_k=demos_k, boost=boost)
-        ask = partial(searcher.search, [text], mode=chosen, prompt=prompt, filter=filter, group_by=group_by)
-        hits = ask(k=k, offset=offset, ways=ways, min_score=min_score, explained=explain)[0]
-        taught = None
-        if explain and loaded is not None:
-            taught = explain_taught(searcher, text, hits, offset=offset, prompt=prompt, ways=ways, ask=ask)
-        facets = searcher.facets(facet or [], filter=filter)
+    question = Question(
+        k=k,
+        offset=offset,
+        mode=mode,
+        filter=filter,
+        facets=facet or [],
+        group_by=group_by,
+        min_score=min_score,
+        task=task,
+        demonstrations=demonstrations,
+        demos=demos_mode,
+        demos_k=demos_k,
+        boost=boost,
+        explain=explain,
+    )
+    answer, facets = _answer(text, question, name=name, home=folder, encoder=encoder, device=device, dtype=dtype)
+    if answer.remark:
+        console.note(answer.remark)
     if json:
-        answer = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
         counted = {
             field: [{"value": value, "documents": count} for value, count in counts] for field, counts in facets.items()
         }
-        said = {} if taught is None else {"taught": taught.as_json()}
-        console.print_json(answer | {"hits": as_json(hits)} | ({"facets": counted} if facet else {}) | said)
-    else:
-        console.print_hits(hits, query=text, offset=offset)
-        console.print_facets(facets)
-        if taught is not None:
-            taught.print()
+        asked = {"index": name, "offset": offset}
+        console.print_json(asked | answer.as_json() | ({"facets": counted} if facet else {}))
+        return
+    console.print_hits(answer.hits, query=text, offset=offset)
+    console.print_facets(facets)
+    if answer.taught is not None:
+        print_taught(answer.taught)
 
 
-def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """Hits as `{"id", "score", "title", "text", "payload"}`, with an "explanation" where asked for, best first."""
-    return [
-        {name: value for name, value in asdict(hit).items() if name != "explanation" or value is not None}
-        for hit in hits
-    ]
+def _answer(
+    text: str, question: "Question", *, name: str, home: Path, encoder: str | None, device: "Device", dtype: "Dtype"
+) -> "tuple[Answer, Facets]":
+    """From the server that has the index open, if one has, else from the index itself."""
+    from epic_search.index import Searcher
+    from epic_search.index.answer import ask
+    from epic_search.serving.client import server_of
+
+    manifest = made_by(name, home)
+    server = server_of(home / name)
+    if server is not None:
+        (answer,), facets = server.ask(name, [text], question)
+        return answer, facets
+    loaded = None
+    if question.mode != "lexical":
+        loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
+    with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
+        (answer,), facets = ask(searcher, [text], question)
+        return answer, facets
 
 
 def latest_index(folder: Path) -> str:

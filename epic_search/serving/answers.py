@@ -3,17 +3,16 @@
 import base64
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import taught
-from epic_search.index.prompts import new_prompt
+from epic_search.index.answer import Question, ask
 from epic_search.index.taught import TaughtPair, as_stored
-from epic_search.index.ways import Ways
 from epic_search.serving import schemas
 from epic_search.serving.problems import ApiError
 
@@ -32,20 +31,29 @@ class Indexes(Protocol):
 
 def search(indexes: "Indexes", asked: schemas.SearchRequest) -> schemas.SearchAnswer:
     """The hits of each query; raises UserError where `Searcher.search` does."""
-    mode = asked.demonstrations if isinstance(asked.demonstrations, str) else None
-    given = None
-    if isinstance(asked.demonstrations, list):
-        given = [Demonstration(query=pair.query, passage=pair.passage) for pair in asked.demonstrations]
-        mode = "fixed"
     with indexes.use(asked.index) as searcher:
-        prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=asked.task, demonstrations=given)
-        ways = Ways.of(searcher.manifest, demos=mode, demos_k=asked.demos_k, boost=asked.boost)
-        found = searcher.search(asked.texts, k=asked.k, prompt=prompt, ways=ways)
-        results = [
-            schemas.ResultAnswer(query=query, hits=[schemas.HitAnswer(**asdict(hit)) for hit in hits])
-            for query, hits in zip(asked.texts, found, strict=True)
-        ]
-        return schemas.SearchAnswer(index=searcher.manifest.name, results=results)
+        answers, facets = ask(searcher, asked.texts, question(asked))
+        return schemas.SearchAnswer(
+            index=searcher.manifest.name,
+            offset=asked.offset,
+            results=[schemas.ResultAnswer.model_validate(answer.as_json()) for answer in answers],
+            facets={
+                field: [schemas.FacetAnswer(value=value, documents=count) for value, count in counts]
+                for field, counts in facets.items()
+            },
+        )
+
+
+def question(asked: schemas.SearchRequest) -> Question:
+    """A request in the search engine's terms."""
+    names = {field.name for field in fields(Question)} - {"demonstrations", "demos"}
+    same: dict[str, Any] = {name: getattr(asked, name) for name in names}
+    match asked.demonstrations:
+        case list(pairs):
+            shown = [Demonstration(query=pair.query, passage=pair.passage) for pair in pairs]
+            return Question(**same, demonstrations=shown)
+        case mode:
+            return Question(**same, demos=mode)
 
 
 def embeddings(shelf: "Shelf", asked: schemas.EmbeddingRequest) -> schemas.EmbeddingsAnswer:
@@ -163,6 +171,8 @@ def _index(searcher: "Searcher") -> schemas.IndexAnswer:
         task=manifest.task,
         demonstrations=len(manifest.demonstrations),
         taught=manifest.taught,
+        modes=["dense"] if manifest.lexical is None else ["hybrid", "dense", "lexical"],
+        fields=searcher.fields,
         updated=manifest.updated,
     )
 

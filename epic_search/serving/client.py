@@ -5,14 +5,18 @@ The embedded engine is open in one process at a time, so while a server has an i
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import served_at
+
+if TYPE_CHECKING:
+    from epic_search.index.answer import Answer, Facets, Question
 
 SECONDS = 300.0  # the server has its own, shorter limit
 
@@ -23,9 +27,24 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def search(self, **asked: Any) -> dict[str, Any]:
-        """POST /search; what is None is left out."""
-        return self._ask("POST", "/search", {key: value for key, value in asked.items() if value is not None})
+    def ask(self, index: str, queries: Sequence[str], question: "Question") -> "tuple[list[Answer], Facets]":
+        """As `answer.ask`, by POST /search."""
+        from epic_search.index.answer import Answer
+
+        asked = {name: value for name, value in asdict(question).items() if value is not None}
+        if "demonstrations" not in asked and "demos" in asked:
+            asked["demonstrations"] = asked["demos"]
+        asked.pop("demos", None)
+        found = self.search(asked | {"index": index, "queries": list(queries)})
+        counts = {
+            field: [(count["value"], count["documents"]) for count in values]
+            for field, values in found["facets"].items()
+        }
+        return [Answer.from_json(result) for result in found["results"]], counts
+
+    def search(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /search."""
+        return self._ask("POST", "/search", asked)
 
     def document(self, index: str, document_id: str) -> dict[str, Any]:
         """GET /indexes/{name}/documents/{id}."""
@@ -51,7 +70,8 @@ class Client:
             raise UserError(f"the server at {self.url} wants its token; set EPIC_SEARCH_TOKEN to it")
         if response.status >= 400:
             problem = answer["error"]
-            raise UserError(f"{problem['message']}{'; ' + problem['hint'] if problem['hint'] else ''}")
+            pointer = (body["filter"], problem["position"]) if body and problem["position"] is not None else None
+            raise UserError(f"{problem['message']}{'; ' + problem['hint'] if problem['hint'] else ''}", pointer=pointer)
         return dict(answer)
 
 

@@ -48,7 +48,7 @@ class Tools:
         name = self._known(asked.index)
         server = server_of(existing_index(name, self._home))
         if server is not None:
-            return SearchAnswer.model_validate(server.search(**asked.model_dump(exclude_none=True) | {"index": name}))
+            return SearchAnswer.model_validate(server.search(asked.model_dump(exclude_none=True) | {"index": name}))
         return answers.search(self, asked)
 
     def get(self, index: str, document_id: str) -> DocumentAnswer:
@@ -91,9 +91,12 @@ def server(tools: Tools) -> MCPServer:
         query: Annotated[str, Field(description="What to look for, in words or as a question.", max_length=10_000)],
         index: Annotated[str | None, Field(description=f"{which} Default: the first.")] = None,
         k: Annotated[int, Field(description="How many documents.", ge=1, le=MOST)] = 10,
+        filter: Annotated[
+            str | None, Field(description="Only documents whose fields pass, such as: year>=2020 and lang in (en, de)")
+        ] = None,
     ) -> SearchAnswer:
         """Find the documents that answer a query, best first, each with its best passage."""
-        return await _told(lambda: tools.search(SearchRequest(query=query, index=index, k=k)))
+        return await _told(lambda: tools.search(SearchRequest(query=query, index=index, k=k, filter=filter)))
 
     @mcp.tool()
     async def get(

@@ -1,4 +1,4 @@
-"""What is said when a request cannot be answered: always JSON, `{"error": {"type", "message", "hint"}}`."""
+"""What is said when a request cannot be answered: always JSON, `{"error": {"type", "message", "hint", "position"}}`."""
 
 from collections.abc import Mapping
 
@@ -26,11 +26,12 @@ TYPES = {
 
 
 class Problem(BaseModel):
-    """`message`: what is wrong; `hint`: what to do about it."""
+    """`message`: what is wrong; `hint`: what to do about it; `position`: of the character of a filter that is wrong."""
 
     type: str
     message: str
     hint: str | None = None
+    position: int | None = None
 
 
 class ProblemAnswer(BaseModel):
@@ -43,11 +44,17 @@ class ApiError(Exception):
     """A request that gets a status of 400 or above."""
 
     def __init__(
-        self, status: int, message: str, hint: str | None = None, *, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        hint: str | None = None,
+        *,
+        position: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.problem = Problem(type=TYPES[status], message=message, hint=hint)
+        self.problem = Problem(type=TYPES[status], message=message, hint=hint, position=position)
         self.headers = headers
 
     def response(self) -> JSONResponse:
@@ -71,4 +78,4 @@ def of_user_error(error: UserError) -> ApiError:
     message, hint = (message, hint) if message else (hint, "")
     if isinstance(error, Unavailable):
         return ApiError(503, message, hint or None, headers=RETRY)
-    return ApiError(422, message, hint or None)
+    return ApiError(422, message, hint or None, position=None if error.pointer is None else error.pointer[1])

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from epic_search.index.filters import FieldType
+from epic_search.index.searcher import Mode
 from epic_search.index.ways import Demos
 
 QUERY_CHARACTERS = 10_000
@@ -13,12 +15,14 @@ TEXT_CHARACTERS = 100_000
 MAX_QUERIES = 64
 MAX_TEXTS = 2048
 MAX_K = 1000
+MAX_OFFSET = 10_000
 MAX_PAIRS = 1000
 
 Query = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 Task = Annotated[str, Field(max_length=QUERY_CHARACTERS)]
 Text = Annotated[str, Field(min_length=1, max_length=TEXT_CHARACTERS)]
 DocumentId = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
+FieldName = Annotated[str, Field(min_length=1, max_length=300)]
 IndexName = Annotated[str, Field(min_length=1, max_length=100, description="Default: the index that is served first.")]
 
 
@@ -55,6 +59,28 @@ class SearchRequest(Request):
     queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_QUERIES)] | None = None
     index: IndexName | None = None
     k: Annotated[int, Field(ge=1, le=MAX_K, description="How many documents for each query.")] = 10
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="Leave out so many of the best.")] = 0
+    mode: Annotated[
+        Mode | None,
+        Field(
+            description="Rank by meaning (dense), by words (lexical), or both; default: both where the index has words."
+        ),
+    ] = None
+    filter: Annotated[
+        str | None,
+        Field(max_length=QUERY_CHARACTERS, description="Only documents that pass: year>=2020 and lang in (en, de)"),
+    ] = None
+    facets: Annotated[
+        list[FieldName],
+        Field(max_length=16, description="Count the documents that pass by their values of these fields."),
+    ] = []
+    group_by: Annotated[FieldName, Field(description="The best hit of each document, or of each value of a field.")] = (
+        "document"
+    )
+    min_score: Annotated[float | None, Field(allow_inf_nan=False, description="Leave out hits of a lower score.")] = (
+        None
+    )
+    explain: Annotated[bool, Field(description="Say why hits are where they are.")] = False
     task: Annotated[Task, Field(description="What a query asks for, instead of the index's own task.")] | None = None
     demonstrations: (
         Annotated[
@@ -93,20 +119,38 @@ class HitAnswer(BaseModel):
     title: str
     text: str
     payload: dict[str, Any]
+    explanation: Annotated[
+        dict[str, Any] | None, Field(description="Rank and score in each ranking, and the query's words it has.")
+    ] = None
 
 
 class ResultAnswer(BaseModel):
-    """What was found for a query, best first."""
+    """What was found for a query, best first. `score`: what the scores mean."""
 
     query: str
+    mode: Mode
+    score: str
     hits: list[HitAnswer]
+    taught: Annotated[
+        dict[str, Any] | None, Field(description="The taught pairs that were used, and the ranks without them.")
+    ] = None
+    remark: str | None = None
+
+
+class FacetAnswer(BaseModel):
+    """A value of a field, and how many documents have it."""
+
+    value: str | int | bool
+    documents: int
 
 
 class SearchAnswer(BaseModel):
-    """A result for each query, in the order asked."""
+    """A result for each query, in the order asked. `facets` count the documents that pass the filter."""
 
     index: str
+    offset: int
     results: list[ResultAnswer]
+    facets: dict[str, list[FacetAnswer]]
 
 
 class EmbeddingRequest(Request):
@@ -187,7 +231,7 @@ class ModelsAnswer(BaseModel):
 
 
 class IndexAnswer(BaseModel):
-    """An index that is served. `demonstrations`: stored with it; `taught`: pairs taught to it."""
+    """An index. `demonstrations`: stored with it; `taught`: pairs taught to it; `fields`: those that filters know."""
 
     name: str
     documents: int
@@ -197,6 +241,8 @@ class IndexAnswer(BaseModel):
     task: str | None
     demonstrations: int
     taught: int
+    modes: list[Mode]
+    fields: dict[str, FieldType]
     updated: str
 
 
