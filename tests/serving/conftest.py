@@ -1,19 +1,19 @@
 """A small index of a tiny encoder, an app over it, and a server process of its own."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from serving_helpers import DOCUMENTS, Open, server_process
 
 from epic_search.encoder import Encoder
 from epic_search.index import index_corpus
@@ -23,13 +23,6 @@ from epic_search.serving.metrics import Metrics
 from epic_search.serving.security import Access
 from epic_search.serving.shelf import Shelf
 
-ANIMALS = ["otter", "heron", "lynx", "newt", "stoat", "raven", "trout"]
-HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m ‮ back"
-DOCUMENTS = [
-    *({"_id": f"d{n}", "title": f"Note {n}", "text": f"The {animal} sleeps, says note {n}.", "number": n}
-      for n, animal in enumerate(ANIMALS * 4)),
-    {"_id": "a/b c?", "text": HOSTILE},
-]  # fmt: skip
 BASE_URL = "http://127.0.0.1:8080"
 
 
@@ -46,9 +39,6 @@ def made_home(tiny_encoder_folder: Path, tiny_encoder: Encoder, tmp_path_factory
 def home(made_home: Path, tmp_path: Path) -> Path:
     """A home with the index `notes`, for one test to change."""
     return shutil.copytree(made_home, tmp_path / "home")
-
-
-Open = Callable[..., "SimpleNamespace"]
 
 
 @pytest.fixture
@@ -68,30 +58,6 @@ def open_app(home: Path, tiny_encoder: Encoder) -> Iterator[Open]:
     yield open_
     for service in opened:
         service.close()
-
-
-@contextmanager
-def server_process(home: Path, *arguments: object, **environment: str) -> Iterator[SimpleNamespace]:
-    """`epic-search serve` at a free port: `.url`, `.process`, and `.log`, the file that its stderr goes to."""
-    log = home.parent / f"serve-{len(list(home.parent.glob('serve-*')))}.log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "epic_search", "serve", "--home", home, "--port", "0", "--device", "cpu", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        )
-    try:
-        while process.poll() is None and not (found := re.search(r" at (http://\S+) ", log.read_text())):
-            try:
-                process.wait(timeout=0.05)
-            except subprocess.TimeoutExpired:
-                continue
-        assert process.poll() is None, log.read_text()
-        yield SimpleNamespace(url=found[1], process=process, log=log)
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,277 @@
+"""A real server process, asked by clients that know nothing of it: openai's, MCP's, curl-like sockets, our own command."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+from mcp import StdioServerParameters
+from mcp.client.client import Client
+from mcp.client.stdio import stdio_client
+from serving_helpers import DOCUMENTS, server_process
+
+from epic_search.encoder import Encoder
+from epic_search.index.lock import served_at
+
+COMMAND = [sys.executable, "-m", "epic_search"]
+
+
+def ask(url: str, path: str, body: Any = None, *, method: str | None = None, **headers: str) -> tuple[int, Any]:
+    """Status and JSON of one request, over a connection of its own."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method or ("GET" if body is None else "POST"), path, data, _named(headers))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def _named(headers: dict[str, str]) -> dict[str, str]:
+    return {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def command(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments, "--home", str(home)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | environment,
+    )
+
+
+def test_the_openai_client_works_unmodified(served: SimpleNamespace, tiny_encoder: Encoder) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    texts = ["an otter", "a lynx by night"]
+    expected_NE = tiny_encoder.encode_passages(texts)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    default = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+    floats = client.embeddings.create(model="tiny", input=texts, encoding_format="float", dimensions=64)
+    for answer in (default, floats):
+        vectors_NE = np.array([row.embedding for row in answer.data], dtype=np.float32)
+        assert np.sum(vectors_NE * expected_NE, axis=1) == pytest.approx(1.0, abs=2e-3)  # bfloat16 where it is fast
+    assert default.usage.total_tokens == sum(len(ids) for ids in tiny_encoder.token_ids(texts))
+    query = client.embeddings.create(model="tiny", input="an otter", extra_body={"input_type": "query"})
+    assert query.data[0].embedding != default.data[0].embedding
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+        client.embeddings.create(model="gpt", input="an otter")
+    with pytest.raises(openai.UnprocessableEntityError, match="64 dimensions"):
+        client.embeddings.create(model="tiny", input="an otter", dimensions=5)
+
+
+@pytest.mark.parametrize("is_served", [True, False], ids=["through the server", "alone"])
+def test_the_mcp_client_works_unmodified(served: SimpleNamespace, home: Path, is_served: bool) -> None:
+    where = served.home if is_served else home
+    arguments = [*COMMAND[1:], "mcp", "--home", str(where), "--device", "cpu"]
+    server = StdioServerParameters(command=COMMAND[0], args=arguments, env=dict(os.environ))
+
+    async def talk() -> None:
+        async with Client(stdio_client(server)) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert set(tools) == {"search", "get"}
+            found = await client.call_tool("search", {"query": "the otter", "k": 3, "filter": "number < 10"})
+            assert not found.is_error, found.content
+            hits = found.structured_content["results"][0]["hits"]
+            assert len(hits) == 3 and all(hit["payload"]["number"] < 10 for hit in hits)
+            read = await client.call_tool("get", {"index": "notes", "id": "a/b c?"})
+            assert read.structured_content["passages"] == [DOCUMENTS[-1]["text"]]
+            for tool, arguments, words in [
+                ("get", {"index": "notes", "id": "nope"}, "no document 'nope'"),
+                ("search", {"query": "otter", "index": "nope"}, "no index 'nope'"),
+                ("search", {"query": "otter", "filter": "colour = red"}, "colour"),
+            ]:
+                wrong = await client.call_tool(tool, arguments)
+                assert wrong.is_error and words in wrong.content[0].text
+
+    asyncio.run(asyncio.wait_for(talk(), timeout=240))
+
+
+def test_the_query_command_asks_the_server_and_prints_the_same(served: SimpleNamespace, home: Path) -> None:
+    for arguments in (
+        ["--json", "-k", "3", "--explain", "--facet", "number"],
+        ["-k", "2", "--filter", "number>=5", "--boost", "0.5"],
+        ["--filter", "number>>5"],
+    ):
+        through = command(served.home, "query", "the otter", *arguments)
+        alone = command(home, "query", "the otter", *arguments, "--device", "cpu")
+        assert (through.returncode, through.stdout, through.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+
+def test_the_index_of_a_server_that_was_killed_is_free_again(home: Path) -> None:
+    with server_process(home) as server:
+        assert served_at(home / "notes") == server.url
+        lesson = {"lessons": [{"query": "which bird", "documents": ["d1"]}]}
+        assert ask(server.url, "/indexes/notes/demonstrations", lesson)[0] == 200
+        server.process.kill()
+        server.process.wait()
+    alone = command(home, "query", "otter", "--json")
+    assert alone.returncode == 0, alone.stderr
+    assert served_at(home / "notes") is None
+    with server_process(home) as server:
+        _, answer = ask(server.url, "/indexes/notes/demonstrations")
+        assert [(pair["query"], pair["document"]) for pair in answer["taught"]] == [("which bird", "d1")]
+        assert ask(server.url, "/indexes")[1]["indexes"][0]["documents"] == len(DOCUMENTS)
+
+
+def test_sigterm_under_load_answers_every_accepted_request(home: Path) -> None:
+    statuses: Counter[int] = Counter()
+    lost: list[str] = []
+    stop = threading.Event()
+
+    with server_process(home) as server:
+
+        def keep_asking(number: int) -> None:
+            connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+            for n in range(10_000):
+                if connection.sock is None:
+                    try:
+                        connection.connect()
+                    except OSError:
+                        return  # nothing is accepted any more
+                try:
+                    body = json.dumps({"query": f"otter {number} {n}"})
+                    connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+                    response = connection.getresponse()
+                    response.read()
+                    statuses[response.status] += 1
+                except (OSError, http.client.HTTPException) as error:
+                    lost.append(repr(error))
+                    return
+            stop.set()
+
+        with ThreadPoolExecutor(16) as clients:
+            asked = [clients.submit(keep_asking, number) for number in range(16)]
+            while statuses[200] < 50:
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            for one in asked:
+                one.result()
+        assert server.process.wait(timeout=60) == 0
+    assert not lost
+    assert set(statuses) == {200}, statuses
+
+
+def test_200_at_once_get_an_answer_or_429_and_then_it_goes_on(served: SimpleNamespace) -> None:
+    barrier = threading.Barrier(200)
+
+    def one(number: int) -> int:
+        barrier.wait(timeout=60)
+        texts = [f"an otter says {number} {n}" for n in range(20)]
+        return ask(served.url, "/v1/embeddings", {"input": texts, "model": "tiny"})[0]
+
+    with ThreadPoolExecutor(200) as clients:
+        statuses = Counter(clients.map(one, range(200)))
+    assert set(statuses) == {200, 429}, statuses
+    assert statuses[200] >= 64
+    assert ask(served.url, "/search", {"query": "otter"})[0] == 200
+
+
+def test_concurrent_requests_share_batches(home: Path) -> None:
+    with server_process(home) as server:
+        with ThreadPoolExecutor(16) as clients:
+            answers = list(clients.map(lambda n: ask(server.url, "/search", {"query": f"note {n % 4}"}), range(128)))
+        assert {status for status, _ in answers} == {200}
+        alone = [ask(server.url, "/search", {"query": f"note {n}"})[1]["results"][0]["hits"] for n in range(4)]
+        for n, (_, answer) in enumerate(answers):
+            hits = answer["results"][0]["hits"]
+            assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in alone[n % 4]], abs=0.01)
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        batches = next(float(line.split()[1]) for line in lines if 'batch_size_count{worker="encoder"}' in line)
+        assert batches - 4 < 128 / 2
+
+
+def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> None:
+    def say(*parts: bytes) -> bytes:
+        with socket.create_connection((urlsplit(served.url).hostname, urlsplit(served.url).port), timeout=60) as raw:
+            try:
+                for part in parts:
+                    raw.sendall(part)
+            except OSError:
+                pass  # it has been told already
+            answer = b""
+            while more := raw.recv(65536):
+                answer += more
+            return answer
+
+    for parts, status in [
+        ((b"nonsense\r\n\r\n",), 400),
+        ((b"GET / HTTP/1.1\r\n", *[b"X-Header: " + b"x" * 4000 + b"\r\n"] * 40), 431),
+        ((b"GET / HTTP/1.1\r\nHost: ",), 408),  # and then nothing
+        ((b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",), 408),
+    ]:
+        head, _, body = say(*parts).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode()), (parts[0], head)
+        assert json.loads(body)["error"]["hint"]
+    assert ask(served.url, "/healthz")[0] == 200
+
+
+def test_a_client_that_goes_leaves_its_place(home: Path) -> None:
+    with server_process(home, "--max-requests", "2") as server:
+        body = json.dumps({"input": ["an otter " * 6] * 1000, "model": "tiny"}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        for _ in range(4):
+            with socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port)) as raw:
+                raw.sendall(head.encode() + b"\r\n\r\n" + body)
+        end = time.monotonic() + 60
+        while ask(server.url, "/search", {"query": "otter"})[0] != 200:
+            assert time.monotonic() < end
+        log = server.log.read_text()
+    assert " 499 " in log and "Traceback" not in log
+
+
+def test_a_token_is_needed_to_listen_to_others_and_then_to_ask(home: Path) -> None:
+    refused = command(home, "serve", "--host", "0.0.0.0", EPIC_SEARCH_TOKEN="")
+    assert refused.returncode == 2
+    assert "there is no token; set EPIC_SEARCH_TOKEN" in refused.stderr
+    with server_process(home, "--host", "0.0.0.0", EPIC_SEARCH_TOKEN="secret-enough") as server:
+        assert ask(server.url, "/search", {"query": "otter"})[0] == 401
+        assert ask(server.url, "/search", {"query": "otter"}, Authorization="Bearer secret-enough")[0] == 200
+        assert ask(server.url, "/indexes", Authorization="Bearer secret-enough", Host="evil.example")[0] == 403
+        through = command(home, "query", "otter", "--json", EPIC_SEARCH_TOKEN="secret-enough")
+        assert through.returncode == 0 and json.loads(through.stdout)["hits"], through.stderr
+        without = command(home, "query", "otter", EPIC_SEARCH_TOKEN="")
+        assert (without.returncode, "set EPIC_SEARCH_TOKEN" in without.stderr) == (2, True)
+        assert "secret-enough" not in server.log.read_text()
+
+
+def test_mistakes_before_the_server_starts(home: Path, served: SimpleNamespace) -> None:
+    taken = str(urlsplit(served.url).port)
+    for arguments, words in [
+        (["nope"], "no index 'nope'"),
+        (["--port", taken], "choose another with --port"),
+        (["--host", "no.such.host.example", "--token", "x"], "is no address of this machine"),
+        (["--token", "white space"], "printable ASCII"),
+    ]:
+        refused = command(home, "serve", *arguments)
+        assert (refused.returncode, refused.stdout) == (2, ""), arguments
+        assert words in refused.stderr
+
+
+def test_the_log_in_json(home: Path) -> None:
+    with server_process(home, "--log", "json") as server:
+        ask(server.url, "/search", {"query": "a secret question"}, X_Request_Id="my-id")
+        ask(server.url, "/%1b[31m?x=1")
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    first, second = lines
+    assert (first["method"], first["path"], first["status"], first["request_id"]) == ("POST", "/search", 200, "my-id")
+    assert second["path"] == "/%1b[31m" and "secret" not in server.log.read_text()
