@@ -46,12 +46,17 @@ def home() -> Path:
 
 def index_folder(name: str, where: Path | None) -> Path:
     """The folder of an index, whether it exists or not; raises UserError for a name that cannot be one."""
+    check_name(name)
+    return (where if where is not None else home()) / name
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that no index can have."""
     if not NAME.fullmatch(name) or name.endswith(".") or name.split(".")[0].lower() in DEVICES:
         raise UserError(
             f"{name!r} cannot name an index; use up to 100 letters, digits, '-', '_' and '.', beginning with "
             "a letter or digit, and no device name such as 'con'"
         )
-    return (where if where is not None else home()) / name
 
 
 def existing_index(name: str, where: Path | None) -> Path:

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
 from epic_search.index.corpus import Corpus, Document, Problem
-from epic_search.index.folder import make_folder, target_folder
-from epic_search.index.lock import Lock
-from epic_search.index.manifest import MANIFEST_FILE, Manifest
+from epic_search.index.manifest import Manifest
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import new_prompt, store_prompt
+from epic_search.index.place import Home, IndexContents, Place, target_place
+from epic_search.index.prompts import new_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
+    from epic_search.index.store.server import Layout
 
 CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
@@ -70,11 +69,13 @@ def index_corpus(
     *,
     name: str,
     encoder: "Encoder",
-    home: Path | None = None,
+    home: Home | None = None,
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
     prune: bool = False,
     strict: bool = False,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
     progress: Progress | None = None,
 ) -> IndexReport:
     """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
@@ -84,38 +85,42 @@ def index_corpus(
     here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
     right; nothing stored is lost by that.
     """
-    folder = target_folder(name, home)
-    manifest = _manifest(folder, encoder)
+    place = target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)
     corpus = Corpus(source, strict=strict)
     try:
+        manifest = _manifest(place, encoder)
         documents = _require_some(corpus)
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
         # Nothing is made before here, so that a mistyped command leaves nothing behind.
-        make_folder(folder)
-        with Lock(folder) as lock:
-            manifest = _manifest(folder, encoder)
+        place.make(manifest)
+        with place.lock() as lock:
+            manifest = _manifest(place, encoder)
             was_complete = manifest.status == "complete"
             if prompt is not None:
-                store_prompt(folder, manifest, prompt)
+                place.keep_prompt(manifest, prompt)
             manifest.status, manifest.source = "indexing", str(source.resolve())
-            manifest.save(folder)
-            with Contents(folder, manifest, lock=lock) as contents:
-                run = _Run(corpus, encoder, contents, manifest, folder, progress)
+            place.save(manifest)
+            with place.contents(manifest, lock) as contents:
+                run = _Run(corpus, encoder, contents, manifest, place, progress)
                 return run.index(documents, prune=prune, was_complete=was_complete)
     finally:
         corpus.close()
+        place.close()
 
 
-def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
-    if not (folder / MANIFEST_FILE).exists():
+def _manifest(place: Place, encoder: "Encoder") -> Manifest:
+    manifest = place.manifest()
+    if manifest is None:
+        old = place.predecessor()
         return Manifest(
-            name=folder.name,
+            name=place.name,
             encoder=encoder.reference,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             cut_to=encoder.config.dim,
+            task=old.task if old is not None else None,
+            demonstrations=old.demonstrations if old is not None else [],
         )
-    manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest
 
@@ -141,16 +146,16 @@ class _Run:
         self,
         corpus: Corpus,
         encoder: "Encoder",
-        contents: Contents,
+        contents: IndexContents,
         manifest: Manifest,
-        folder: Path,
+        place: Place,
         progress: Progress | None,
     ) -> None:
         self.corpus = corpus
         self.encoder = encoder
         self.contents = contents
         self.manifest = manifest
-        self.folder = folder
+        self.place = place
         self.progress = progress or (lambda _: None)
         self.fields: set[str] = set()
         self.report = IndexReport(name=manifest.name)
@@ -247,7 +252,7 @@ class _Run:
 
     def _save_manifest(self) -> None:
         self.manifest.documents, self.manifest.passages = self.contents.documents, self.contents.passages
-        self.manifest.save(self.folder)
+        self.place.save(self.manifest)
 
     def _tell(
         self,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.store.protocol import Schema
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
@@ -67,20 +68,29 @@ class Manifest(BaseModel):
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}; delete the index and index again") from error
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: object, where: str) -> "Manifest":
+        """The manifest in a JSON value that was found `where`; raises UserError as `load` does."""
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
-                f"{path} has format {version}, written by epic-search {content.get('epic_search')}; this is "
+                f"{where} has format {version}, written by epic-search {content.get('epic_search')}; this is "
                 f"{__version__} and reads up to format {FORMAT}: upgrade it, or index under another name"
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            part = ".".join(str(part) for part in first["loc"]) or "the top"
             raise UserError(
-                f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
+                f"{where} is damaged at {part}: {first['msg']}; delete the index and index again"
             ) from error
+
+    def schema(self) -> Schema:
+        """What its store's points are made of."""
+        return Schema({"": self.dim})
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""

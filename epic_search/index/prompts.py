@@ -38,6 +38,11 @@ def store_prompt(folder: Path, manifest: Manifest, prompt: Prompt) -> None:
     temporary = folder / f"{PROMPT_FILE}.tmp"
     prompt.save(temporary)
     temporary.replace(folder / PROMPT_FILE)
+    note_prompt(manifest, prompt)
+
+
+def note_prompt(manifest: Manifest, prompt: Prompt) -> None:
+    """Put the prompt's texts into the manifest."""
     manifest.task = prompt.task
     manifest.demonstrations = [
         StoredDemonstration(query=pair.query, passage=pair.passage) for pair in prompt.demonstrations
@@ -52,6 +57,11 @@ def load_prompt(folder: Path, manifest: Manifest, *, encoder: "Encoder") -> Prom
         mine = (manifest.task, _texts(manifest), manifest.fingerprint)
         if (prompt.task, list(prompt.demonstrations), prompt.encoder) == mine:
             return prompt
+    return encode_prompt(manifest, encoder=encoder)
+
+
+def encode_prompt(manifest: Manifest, *, encoder: "Encoder") -> Prompt:
+    """The prompt that the manifest names, encoded anew."""
     return encoder.prompt(task=manifest.task, demonstrations=_texts(manifest))
 
 
