@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from epic_search.cli import console
+from epic_search.cli import console, options
 
 if TYPE_CHECKING:
-    from epic_search.index.place import Home
+    from epic_search.index.folder import Home
     from epic_search.index.store.connection import Server
+    from epic_search.index.store.server import Layout
 
 Url = Annotated[
     str | None,
@@ -44,27 +45,37 @@ Timeout = Annotated[
         "--timeout", envvar="EPIC_SEARCH_QDRANT_TIMEOUT", min=1, help="Seconds that the server has for one answer."
     ),
 ]
-SERVER_OPTIONS = {"url": (Url, None), "api_key": (ApiKey, None), "grpc": (Grpc, False), "timeout": (Timeout, 30)}
+OPTIONS = {
+    "home": (options.Home, None),
+    "url": (Url, None),
+    "api_key": (ApiKey, None),
+    "grpc": (Grpc, False),
+    "timeout": (Timeout, 30),
+}
 
 
 def on_server_too(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb with the option --home the options of a server, too: its `home` is then a folder or a `Server`."""
-    signature = inspect.signature(verb)
-    parameters = list(signature.parameters.values())
-    place = next(number for number, parameter in enumerate(parameters) if parameter.name == "home") + 1
-    parameters[place:place] = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
-        for name, (annotation, default) in SERVER_OPTIONS.items()
-    ]
+    """Give a verb the options --home, --url and those of a server, in place of its keyword `home`: a `Home`."""
+    parameters = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name == "home":
+            for name, (annotation, default) in OPTIONS.items():
+                parameters.append(
+                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                )
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(verb)
-    def with_server(
-        *, home: Path | None, url: str | None, api_key: str | None, grpc: bool, timeout: int, **options: Any
+    def with_home(
+        *, home: Path | None, url: str | None, api_key: str | None, grpc: bool, timeout: int, **given: Any
     ) -> None:
-        verb(home=chosen_home(home, url=url, api_key=api_key, grpc=grpc, timeout=timeout), **options)
+        verb(home=chosen_home(home, url=url, api_key=api_key, grpc=grpc, timeout=timeout), **given)
 
-    with_server.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return with_server
+    # What typer reads of a function.
+    with_home.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_home.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_home
 
 
 def chosen_home(home: Path | None, *, url: str | None, api_key: str | None, grpc: bool, timeout: int) -> "Home":
@@ -74,6 +85,14 @@ def chosen_home(home: Path | None, *, url: str | None, api_key: str | None, grpc
     from epic_search.index import home as default_home
 
     return home or default_home()
+
+
+def chosen_layout(shards: int | None, replicas: int | None, write_consistency: int | None) -> "Layout | None":
+    """How a server is to keep a new index; None where nothing was said."""
+    from epic_search.index.store.server import Layout
+
+    layout = Layout(shards, replicas, write_consistency)
+    return None if layout == Layout() else layout
 
 
 def server_at(url: str, *, api_key: str | None, grpc: bool, timeout: int) -> "Server":

@@ -9,6 +9,7 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.home import chosen_layout, on_server_too
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import IndexProgress, IndexReport
+    from epic_search.index.folder import Home
+    from epic_search.index.store.server import Layout
 
 
+@on_server_too
 def index(
     corpus: Annotated[
         Path,
@@ -46,7 +50,17 @@ def index(
     no_demos: options.NoDemonstrations = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the file no longer holds.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be used.")] = False,
-    home: options.Home = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="On a server: make the index anew beside the old one, which answers until it is complete."
+        ),
+    ] = False,
+    shards: options.Shards = None,
+    replicas: options.Replicas = None,
+    write_consistency: options.WriteConsistency = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -57,27 +71,28 @@ def index(
     Stop it at any time: the next run continues. The task and demonstrations
     are kept with the index and used by every query.
     """
-    from epic_search.index import home as default_home
     from epic_search.index.corpus import Corpus
-    from epic_search.index.folder import index_folder
+    from epic_search.index.folder import check_name
 
-    folder = home or default_home()
     chosen = name or default_name(corpus)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     # A mistake in the file or the name is told before the encoder takes its seconds to load.
     Corpus(corpus).close()
-    index_folder(chosen, folder)
-    made_by, made_with = _encoder_of(chosen, folder)
+    check_name(chosen)
+    layout = chosen_layout(shards, replicas, write_consistency)
+    made_by, made_with = _encoder_of(chosen, home)
     loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
     report = run(
         corpus,
         name=chosen,
         encoder=loaded,
-        home=folder,
+        home=home,
         task=task,
         demonstrations=demonstrations,
         prune=prune,
         strict=strict,
+        rebuild=rebuild,
+        layout=layout,
     )
     if json:
         console.print_json(asdict(report))
@@ -105,11 +120,13 @@ def run(
     *,
     name: str,
     encoder: "Encoder",
-    home: Path,
+    home: "Home",
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
     prune: bool = False,
     strict: bool = False,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
 ) -> "IndexReport":
     """Index with a progress bar: documents, documents/s and time left."""
     from epic_search.index import index_corpus
@@ -133,6 +150,8 @@ def run(
             demonstrations=demonstrations,
             prune=prune,
             strict=strict,
+            rebuild=rebuild,
+            layout=layout,
             progress=show,
         )
 
@@ -164,7 +183,7 @@ def print_report(report: "IndexReport") -> None:
             console.note(f"- and {more:,} more")
 
 
-def _encoder_of(name: str, home: Path) -> tuple[str, int | None]:
+def _encoder_of(name: str, home: "Home") -> tuple[str, int | None]:
     """The encoder of an index that is there already and what its vectors are cut to, else the default."""
     from epic_search.encoder.checkpoint import DEFAULT_MODEL
     from epic_search.index import list_indexes

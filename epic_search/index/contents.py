@@ -20,7 +20,7 @@ from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point
+from epic_search.index.store.protocol import Point, Schema
 
 if TYPE_CHECKING:
     from epic_search.index.lock import Lock
@@ -57,7 +57,7 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
-            self.store: VectorStore = self._open_store(manifest.dim, lock)
+            self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
                 stored = self.store.count()
@@ -99,6 +99,18 @@ class Contents:
                 )
             )
 
+    def rows(self, document_ids: Sequence[str]) -> dict[str, tuple[bytes, int]]:
+        """The stored version of each document that is stored, and the number of its passages."""
+        with self._readable():
+            found = self._list.execute(f"SELECT * FROM documents WHERE id IN ({_marks(document_ids)})", document_ids)
+            return {id: (version, passages) for id, version, passages in found}
+
+    def adopt(self, rows: Sequence[tuple[str, bytes, int]]) -> None:
+        """List documents (id, version, passages) whose points have been put into the store, and flushed."""
+        with self._transaction():
+            self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+            self.documents, self.passages = self._totals("FROM documents")
+
     def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one.
 
@@ -108,7 +120,7 @@ class Contents:
         rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
-        self.store.upsert([point for cut in chunk for point in _points(cut)], vectors_PE)
+        self.store.upsert([point for cut in chunk for point in passage_points(cut)], {"": vectors_PE})
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -139,7 +151,7 @@ class Contents:
         require_space(self.folder, disk_usage(self.folder / STORE_FOLDER))
         self.store.optimize()
 
-    def _open_store(self, dim: int, lock: "Lock") -> EdgeStore:
+    def _open_store(self, manifest: "Manifest", lock: "Lock") -> EdgeStore:
         path = self.folder / STORE_FOLDER
         with self._readable():
             is_new = self.documents == 0 and self._totals("FROM doomed")[0] == 0
@@ -148,7 +160,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, dim=dim, create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=Schema({"": manifest.dim}), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
@@ -198,7 +210,8 @@ class Contents:
         )
 
 
-def _points(cut: CutDocument) -> Iterable[Point]:
+def passage_points(cut: CutDocument) -> Iterable[Point]:
+    """The points of a document's passages."""
     document = cut.document
     for number, text in enumerate(cut.passages):
         payload = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.contents import Contents
-from epic_search.index.folder import existing_index, make_folder, target_folder
+from epic_search.index.folder import Home, existing_index, make_folder, target_folder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.prompts import load_prompt, store_prompt
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from epic_search.index.passages import CutDocument
     from epic_search.index.store.protocol import VectorStore
     from epic_search.index.store.server import Layout
-
-Home = Path | Server  # what holds indexes, by name
 
 
 class IndexContents(Protocol):

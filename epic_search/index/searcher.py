@@ -1,21 +1,17 @@
 """Queries against an index: encode with its prompt, find near passages, keep the best of each document."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
-from epic_search.index.prompts import load_prompt
-from epic_search.index.store.protocol import Match, first_bad_vector
+from epic_search.index.place import Home, IndexContents, place_of, stored_manifest
+from epic_search.index.store.protocol import Match, StoreQuery, first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -38,37 +34,37 @@ class Searcher:
     """An open index and the encoder that made it. Close it, or use it in a `with` statement."""
 
     def __init__(
-        self, manifest: Manifest, encoder: "Encoder", prompt: "Prompt", contents: Contents, lock: Lock
+        self, manifest: Manifest, encoder: "Encoder", prompt: "Prompt", contents: IndexContents, opened: ExitStack
     ) -> None:
         self.manifest = manifest
         self.encoder = encoder
         self.prompt = prompt
         self._contents = contents
-        self._lock = lock
+        self._opened = opened
 
     @classmethod
-    def open(cls, name: str, *, home: Path | None = None, encoder: "Encoder | None" = None) -> "Searcher":
+    def open(cls, name: str, *, home: Home | None = None, encoder: "Encoder | None" = None) -> "Searcher":
         """Open an index; loads the encoder that its manifest names unless one is given.
 
         Raises UserError when there is no such index, when another encoder made it, when another process has
         it open, and when its files are damaged.
         """
-        folder = existing_index(name, home)
-        manifest = Manifest.load(folder)
-        if encoder is None:
-            from epic_search.encoder import Encoder
+        with ExitStack() as opening:
+            place = opening.enter_context(closing(place_of(name, home)))
+            manifest = stored_manifest(place)
+            if encoder is None:
+                from epic_search.encoder import Encoder
 
-            encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
-        manifest.require_encoder(encoder)
-        # The lock comes after the slow part, so that it is held for a short time only.
-        with ExitStack() as opened:
-            lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
-            manifest = Manifest.load(folder)
+                encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
             manifest.require_encoder(encoder)
-            prompt = load_prompt(folder, manifest, encoder=encoder)
-            contents = opened.enter_context(Contents(folder, manifest, lock=lock))
-            opened.pop_all()
-        return cls(manifest, encoder, prompt, contents, lock)
+            # The lock comes after the slow part, so that it is held for a short time only.
+            lock = opening.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
+            manifest = stored_manifest(place)
+            manifest.require_encoder(encoder)
+            prompt = place.prompt(manifest, encoder=encoder)
+            contents = opening.enter_context(place.contents(manifest, lock))
+            opened = opening.pop_all()
+        return cls(manifest, encoder, prompt, contents, opened)
 
     def search(
         self, queries: Sequence[str], *, k: int = 10, prompt: "Prompt | None" = None, texts: bool = True
@@ -105,7 +101,8 @@ class Searcher:
             limit = min(limit, self._contents.passages)
             if limit == 0:
                 break
-            found = self._contents.store.search(vectors_QE[open_queries], limit=limit, fields=fields)
+            queries = [StoreQuery(vectors_QE[query]) for query in open_queries]
+            found = self._contents.store.search(queries, limit=limit, fields=fields)
             for query, matches in zip(open_queries, found, strict=True):
                 hits[query] = _best_per_document(matches)[:k]
             if limit == self._contents.passages:
@@ -117,8 +114,7 @@ class Searcher:
 
     def close(self) -> None:
         """Close the index."""
-        self._contents.close()
-        self._lock.close()
+        self._opened.close()
 
     def __enter__(self) -> "Searcher":
         return self

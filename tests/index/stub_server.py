@@ -52,6 +52,7 @@ class StubServer:
         self.requests: list[tuple[str, str, int]] = []  # method, path, length of the body
         self.times: list[float] = []
         self.lock = threading.Lock()
+        self._failing, self._left, self._after = "", 0, False
         self._http = _Http(("127.0.0.1", port), _handler(self))
         scheme = "http"
         if certificate is not None:
@@ -68,15 +69,38 @@ class StubServer:
         """What happens to the next requests that match."""
         self.trouble.extend(troubles)
 
+    def fail_from(self, pattern: str, time: int, *, after: bool = False) -> None:
+        """From the so-many-th request on whose "METHOD path" matches, everything is answered with 503.
+
+        That request itself is carried out first if `after`.
+        """
+        self._failing, self._left, self._after = pattern, time, after
+
+    def well(self) -> None:
+        """Everything is answered again."""
+        self._failing = ""
+
+    def trouble_for(self, method: str, path: str) -> Trouble | None:
+        """What happens to this request."""
+        with self.lock:
+            if self.trouble and re.search(self.trouble[0].on, f"{method} {path}"):
+                return self.trouble.popleft()
+            if self._failing and (self._left <= 0 or re.search(self._failing, f"{method} {path}")):
+                self._left -= 1
+                if self._left <= 0:
+                    return Trouble("status", status=503, after=self._after and self._left == 0)
+        return None
+
     def sent(self, pattern: str) -> list[tuple[str, str, int]]:
         """The requests so far whose "METHOD path" matches."""
         return [request for request in self.requests if re.search(pattern, f"{request[0]} {request[1]}")]
 
     def close(self) -> None:
         """Stop listening; what is stored stays in `client`."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._http.shutdown()
+            self._http.server_close()
+            self._thread.join()
 
     def __enter__(self) -> "StubServer":
         return self
@@ -87,6 +111,7 @@ class StubServer:
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    allow_reuse_address = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no error of a test."""
@@ -224,9 +249,7 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             stub.requests.append((self.command, path, len(body)))
             stub.times.append(time.monotonic())
-            trouble = None
-            if stub.trouble and re.search(stub.trouble[0].on, f"{self.command} {path}"):
-                trouble = stub.trouble.popleft()
+            trouble = stub.trouble_for(self.command, path)
             if stub.api_key is not None and self.headers.get("api-key") != stub.api_key:
                 return self._send(401, b"Must provide an API key or an Authorization bearer token")
             if len(body) > stub.max_body:
