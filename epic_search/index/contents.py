@@ -20,7 +20,7 @@ from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point, Schema
+from epic_search.index.store.protocol import Point
 
 if TYPE_CHECKING:
     from epic_search.index.lock import Lock
@@ -160,7 +160,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, schema=Schema({"": manifest.dim}), create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=manifest.schema(), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 

@@ -26,6 +26,14 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
         yield stub
 
 
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corpora of a hundred documents take many chunks, and a chunk several requests."""
+    monkeypatch.setattr(indexer, "CHUNK_PASSAGES", 40)
+    monkeypatch.setattr(indexer, "GROUP_DOCUMENTS", 20)
+    monkeypatch.setattr(server, "REQUEST_POINTS", 25)
+
+
 @pytest.fixture
 def there(stub: StubServer) -> Server:
     return Server(stub.url)
@@ -58,16 +66,16 @@ def generations(stub):
 
 def test_a_server_gives_what_a_folder_gives(stub, there, corpus, encoder, home):
     for place in (there, home):
-        report = index_corpus(corpus(700), name="test", encoder=encoder, home=place)
-        assert (report.added, report.documents, report.passages, report.encoded) == (700, 700, 700, 700)
+        report = index_corpus(corpus(120), name="test", encoder=encoder, home=place)
+        assert (report.added, report.documents, report.passages, report.encoded) == (120, 120, 120, 120)
     assert rankings(there, encoder) == rankings(home, encoder)
     for place in (there, home):
         again = NoTies()
-        report = index_corpus(corpus(700, changed=frozenset({3, 5})), name="test", encoder=again, home=place)
-        assert (report.added, report.changed, report.unchanged, report.encoded) == (0, 2, 698, 2)
+        report = index_corpus(corpus(120, changed=frozenset({3, 5})), name="test", encoder=again, home=place)
+        assert (report.added, report.changed, report.unchanged, report.encoded) == (0, 2, 118, 2)
         assert len(again.encoded) == 2
-        report = index_corpus(corpus(300), name="test", encoder=encoder, home=place, prune=True)
-        assert (report.changed, report.removed, report.documents, report.passages) == (2, 400, 300, 300)
+        report = index_corpus(corpus(40), name="test", encoder=encoder, home=place, prune=True)
+        assert (report.changed, report.removed, report.documents, report.passages) == (2, 80, 40, 40)
     assert rankings(there, encoder) == rankings(home, encoder)
 
 
@@ -115,7 +123,7 @@ def test_list_and_delete(stub, there, corpus, encoder):
 @pytest.mark.parametrize("kind", ["status", "reset", "truncated"])
 def test_what_is_delivered_twice_is_there_once(stub, there, corpus, encoder, kind):
     """The work is done and its answer is lost, at every kind of write."""
-    path, changed = corpus(600), corpus(600, changed=frozenset(range(600)), name="changed.jsonl")
+    path, changed = corpus(100), corpus(100, changed=frozenset(range(100)), name="changed.jsonl")
     for pattern in (r"PUT /collections/[^/]+$", "POST /collections/aliases", UPSERT, UPSERT, "PATCH"):
         stub.next(Trouble(kind, status=503, on=pattern, after=True))
     index_corpus(path, name="test", encoder=encoder, home=there)
@@ -123,7 +131,7 @@ def test_what_is_delivered_twice_is_there_once(stub, there, corpus, encoder, kin
     index_corpus(changed, name="test", encoder=encoder, home=there)
     assert not stub.trouble
     texts = held(stub)
-    assert len(texts) == 600 and all(text.endswith("rewritten") for text in texts.values())
+    assert len(texts) == 100 and all(text.endswith("rewritten") for text in texts.values())
     assert generations(stub) == ["test--1"]
 
 
@@ -132,22 +140,21 @@ def test_what_is_delivered_twice_is_there_once(stub, there, corpus, encoder, kin
 @pytest.mark.parametrize("time", [1, 2])
 def test_a_server_that_goes_away_in_the_middle(stub, there, corpus, encoder, step, time, after, monkeypatch):
     """Old and new documents survive, and the next run puts right what was left half done."""
-    monkeypatch.setattr(server, "REQUEST_POINTS", 100)
-    index_corpus(corpus(600), name="test", encoder=encoder, home=there)
-    path = corpus(700, changed=frozenset(range(600)))
+    index_corpus(corpus(100), name="test", encoder=encoder, home=there)
+    path = corpus(120, changed=frozenset(range(100)))
     monkeypatch.setattr(connection, "TRIES", 1)
     stub.fail_from(step, time, after=after)
     with pytest.raises(UserError, match=f"{stub.url} answered 503"):
         index_corpus(path, name="test", encoder=encoder, home=there)
     stub.well()
     with Searcher.open("test", home=there, encoder=encoder) as searcher:
-        assert len(searcher.search(["river"], k=1000)[0]) >= 600
+        assert len(searcher.search(["river"], k=1000)[0]) >= 100
     again = NoTies()
     report = index_corpus(path, name="test", encoder=again, home=there)
-    assert report.documents == report.passages == 700
-    assert len(again.encoded) <= 700
+    assert report.documents == report.passages == 120
+    assert len(again.encoded) <= 120
     texts = held(stub)
-    assert len(texts) == 700 and sum(text.endswith("rewritten") for text in texts.values()) == 600
+    assert len(texts) == 120 and sum(text.endswith("rewritten") for text in texts.values()) == 100
 
 
 def test_a_run_goes_on_where_it_was_cut_off(stub, there, corpus, encoder, monkeypatch):
@@ -155,20 +162,20 @@ def test_a_run_goes_on_where_it_was_cut_off(stub, there, corpus, encoder, monkey
     chunks = 3
     stub.fail_from(UPSERT, 2 * (chunks - 1) + 1)  # two requests a chunk
     with pytest.raises(UserError):
-        index_corpus(corpus(2000), name="test", encoder=encoder, home=there)
+        index_corpus(corpus(200), name="test", encoder=encoder, home=there)
     stub.well()
     again = NoTies()
-    index_corpus(corpus(2000), name="test", encoder=again, home=there)
-    assert len(again.encoded) <= 2000 - (chunks - 1) * indexer.CHUNK_PASSAGES
-    assert len(held(stub)) == 2000
+    index_corpus(corpus(200), name="test", encoder=again, home=there)
+    assert len(again.encoded) <= 200 - (chunks - 1) * indexer.CHUNK_PASSAGES
+    assert len(held(stub)) == 200
 
 
 def test_a_request_that_is_too_large_is_halved(stub, there, corpus, encoder, home):
-    stub.max_body = 40_000
-    index_corpus(corpus(700), name="test", encoder=encoder, home=there)
-    assert len(held(stub)) == 700
+    stub.max_body = 10_000
+    index_corpus(corpus(120), name="test", encoder=encoder, home=there)
+    assert len(held(stub)) == 120
     sent = [length for _, _, length in stub.sent(UPSERT)]
-    assert max(sent) > 40_000 and sum(length <= 40_000 for length in sent) >= 700 * 500 / 40_000
+    assert max(sent) > 10_000 and sum(length <= 10_000 for length in sent) >= 120 * 300 / 10_000
 
 
 def test_requests_are_bounded_in_bytes(stub, there, write, encoder):
@@ -192,21 +199,21 @@ def test_other_encoder_is_refused_by_name(stub, there, corpus, encoder):
 
 class TestRebuild:
     def test_the_old_one_answers_until_the_new_one_is_whole(self, stub, there, corpus, encoder, monkeypatch):
-        index_corpus(corpus(600), name="test", encoder=encoder, home=there, task="find it")
-        path, seen = corpus(900, changed=frozenset(range(900))), []
+        index_corpus(corpus(100), name="test", encoder=encoder, home=there, task="find it")
+        path, seen = corpus(150, changed=frozenset(range(150))), []
 
         def look(progress):
             aliases = stub.client.get_aliases().aliases
             seen.append(([one.collection_name for one in aliases], stub.client.count("test").count))
 
         report = index_corpus(path, name="test", encoder=encoder, home=there, rebuild=True, progress=look)
-        assert report.added == 900
-        assert set(map(str, seen)) == {str((["test--1"], 600))}
+        assert report.added == 150
+        assert set(map(str, seen)) == {str((["test--1"], 100))}
         assert generations(stub) == ["test--2"]
         texts = held(stub)
-        assert len(texts) == 900 and all(text.endswith("rewritten") for text in texts.values())
+        assert len(texts) == 150 and all(text.endswith("rewritten") for text in texts.values())
         (info,) = list_indexes(there)
-        assert (info.task, info.documents, info.status) == ("find it", 900, "complete")
+        assert (info.task, info.documents, info.status) == ("find it", 150, "complete")
         swaps = [number for number, one in enumerate(stub.requests) if one[1] == "/collections/aliases"]
         assert len(swaps) == 2, "one for each generation: the old alias goes and the new one comes in one request"
 
@@ -231,17 +238,17 @@ class TestRebuild:
     def test_one_that_was_cut_off_goes_on(self, stub, there, corpus, encoder, monkeypatch):
         index_corpus(corpus(20), name="test", encoder=encoder, home=there)
         monkeypatch.setattr(connection, "TRIES", 1)
-        for name, encodes in [("other", 1200), ("third", 1200), ("third", 1200 - indexer.CHUNK_PASSAGES)]:
+        for name, encodes in [("other", 120), ("third", 120), ("third", 120 - indexer.CHUNK_PASSAGES)]:
             stub.fail_from(UPSERT, 3)
             again = NoTies(name)
             with pytest.raises(UserError):
-                index_corpus(corpus(1200), name="test", encoder=again, home=there, rebuild=True)
+                index_corpus(corpus(120), name="test", encoder=again, home=there, rebuild=True)
             stub.well()
             assert len(again.encoded) <= encodes
         assert generations(stub) == ["test--1", "test--2", "test--3"]
         again = NoTies("third")
-        index_corpus(corpus(1200), name="test", encoder=again, home=there, rebuild=True)
-        assert len(again.encoded) <= 1200 - 2 * indexer.CHUNK_PASSAGES
+        index_corpus(corpus(120), name="test", encoder=again, home=there, rebuild=True)
+        assert len(again.encoded) <= 120 - 2 * indexer.CHUNK_PASSAGES
         assert generations(stub) == ["test--3"]
 
     def test_is_for_servers(self, corpus, encoder, home):

@@ -61,7 +61,7 @@ class Layout:
 def create_collection(
     connection: Connection, collection: str, *, schema: Schema, layout: Layout, metadata: dict[str, Any]
 ) -> None:
-    """Make an empty collection; one that is there already stays as it is."""
+    """Make an empty collection, which filters by the schema's fields; one that is there already stays as it is."""
     from qdrant_client import models
 
     quantization = None
@@ -90,6 +90,7 @@ def create_collection(
     except ServerError as error:
         if error.failure.kind != "exists":  # made by another process, or by a request whose answer got lost
             raise
+    ServerStore(connection, collection, schema=schema).add_fields(schema.fields)
 
 
 class ServerStore:
