@@ -8,6 +8,7 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.home import ApiKey, Grpc, Timeout, Url, chosen_layout, server_at
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.index.promote import Progress, PromoteReport
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 As = Annotated[
     str | None, typer.Option("--as", help="Its name there. Default: the same.", show_default=False, metavar="NAME")
 ]
-from epic_search.errors import UserError
 
 
 def promote(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from epic_search.index import Hit
-    from epic_search.index.manifest import Manifest
     from epic_search.index.folder import Home
+    from epic_search.index.manifest import Manifest
 
 
 @on_server_too

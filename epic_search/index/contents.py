@@ -160,7 +160,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, schema=manifest.schema(), create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=manifest.store_schema(), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.corpus import Corpus, Document, Problem
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.place import Home, IndexContents, Place, target_place
+from epic_search.index.place import IndexContents, Place, target_place
 from epic_search.index.prompts import new_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
@@ -85,9 +87,10 @@ def index_corpus(
     here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
     right; nothing stored is lost by that.
     """
-    place = target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)
-    corpus = Corpus(source, strict=strict)
-    try:
+    with (
+        closing(target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)) as place,
+        closing(Corpus(source, strict=strict)) as corpus,
+    ):
         manifest = _manifest(place, encoder)
         documents = _require_some(corpus)
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
@@ -103,9 +106,6 @@ def index_corpus(
             with place.contents(manifest, lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, place, progress)
                 return run.index(documents, prune=prune, was_complete=was_complete)
-    finally:
-        corpus.close()
-        place.close()
 
 
 def _manifest(place: Place, encoder: "Encoder") -> Manifest:

@@ -73,10 +73,11 @@ class Manifest(BaseModel):
     @classmethod
     def parse(cls, content: object, where: str) -> "Manifest":
         """The manifest in a JSON value that was found `where`; raises UserError as `load` does."""
-        version = content.get("format") if isinstance(content, dict) else None
+        given: dict[str, object] = content if isinstance(content, dict) else {}
+        version = given.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
-                f"{where} has format {version}, written by epic-search {content.get('epic_search')}; this is "
+                f"{where} has format {version}, written by epic-search {given.get('epic_search')}; this is "
                 f"{__version__} and reads up to format {FORMAT}: upgrade it, or index under another name"
             )
         try:
@@ -88,7 +89,7 @@ class Manifest(BaseModel):
                 f"{where} is damaged at {part}: {first['msg']}; delete the index and index again"
             ) from error
 
-    def schema(self) -> Schema:
+    def store_schema(self) -> Schema:
         """What its store's points are made of."""
         return Schema({"": self.dim})
 

@@ -6,7 +6,8 @@ What reads and writes indexes asks for a `Place` and does not care which it got.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -30,7 +31,10 @@ class IndexContents(Protocol):
 
     documents: int
     passages: int
-    store: "VectorStore"
+
+    @property
+    def store(self) -> "VectorStore":
+        """The points."""
 
     def first_sight(self, document_id: str) -> bool:
         """Note that this run saw a document; False if it did before."""
@@ -47,9 +51,13 @@ class IndexContents(Protocol):
     def optimize(self) -> None:
         """Make the store fast to search."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        """It is closed at the end of the `with` statement."""
 
-    def __exit__(self, *_: Any) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
 
 
 class Place(Protocol):

@@ -62,7 +62,11 @@ def promote(
             raise UserError(f"index '{name}' is not complete; index its corpus again, then promote it")
         with (
             Contents(folder, manifest, lock=lock) as contents,
-            closing(target_collection(target, server, fingerprint=manifest.fingerprint, rebuild=True, hidden=True, layout=layout)) as place,
+            closing(
+                target_collection(
+                    target, server, fingerprint=manifest.fingerprint, rebuild=True, hidden=True, layout=layout
+                )
+            ) as place,
         ):
             if (there := place.predecessor()) is not None and there.fingerprint != manifest.fingerprint:
                 raise UserError(
@@ -77,9 +81,7 @@ def promote(
             copy.status = "complete"
             copy.documents, copy.passages = contents.documents, contents.passages
             place.save(copy)
-            return PromoteReport(
-                target, contents.documents, contents.passages, sent, checked, time.monotonic() - start
-            )
+            return PromoteReport(target, contents.documents, contents.passages, sent, checked, time.monotonic() - start)
 
 
 def pull(
@@ -112,9 +114,7 @@ def pull(
                 )
 
 
-def _send(
-    contents: Contents, store: ServerStore, progress: Progress | None
-) -> tuple[int, list[StoredPoint]]:
+def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> tuple[int, list[StoredPoint]]:
     """Bring what `store` lacks, and remove what an earlier try left in it.
 
     Returns how many points were sent, and some of all.
@@ -140,7 +140,10 @@ def _send(
 def _fetch(
     there: ServerContents, store: VectorStore, progress: Progress | None
 ) -> tuple[list[tuple[str, bytes, int]], list[StoredPoint]]:
-    """Bring everything into an empty store; returns each document's id, version and passages, and some of the points."""
+    """Bring everything into an empty store.
+
+    Returns each document's id, version and number of passages, and some of the points.
+    """
     done: dict[tuple[str, str, int], int] = {}
     sample: list[StoredPoint] = []
     for page in pages(there.store):

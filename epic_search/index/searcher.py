@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epic_search.errors import UserError
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
-from epic_search.index.place import Home, IndexContents, place_of, stored_manifest
+from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.store.protocol import Match, StoreQuery, first_bad_vector
 
 if TYPE_CHECKING:

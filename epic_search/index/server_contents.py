@@ -9,6 +9,7 @@ it stores it anew.
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import numpy as np
 
@@ -40,7 +41,9 @@ class ServerContents:
     def __enter__(self) -> "ServerContents":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def first_sight(self, document_id: str) -> bool:

@@ -7,7 +7,7 @@ one that followed, if the same encoder made it.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from epic_search import __version__
@@ -142,7 +142,11 @@ class ServerPlace:
             self._collection = f"{self.name}--{max(numbers, default=0) + 1}"
             metadata = as_metadata(manifest)
             create_collection(
-                self._connection, self._collection, schema=manifest.schema(), layout=self._layout, metadata=metadata
+                self._connection,
+                self._collection,
+                schema=manifest.store_schema(),
+                layout=self._layout,
+                metadata=metadata,
             )
             made = self._collections.manifest(self._collection)
             if made is None or made.fingerprint != manifest.fingerprint:
@@ -150,7 +154,7 @@ class ServerPlace:
                     f"another run has just made index '{self.name}' at {self._connection.server} with another encoder; "
                     "use that one, or index under another name"
                 )
-        ServerStore(self._connection, self._collection, schema=manifest.schema()).add_fields(FIELDS)
+        ServerStore(self._connection, self._collection, schema=manifest.store_schema()).add_fields(FIELDS)
         if self._current is None and not self._hidden:
             # Nothing is there yet that queries could lose.
             self._collections.swap(self.name, self._collection)
@@ -192,7 +196,9 @@ class ServerPlace:
             return collection
 
         moved = next_generation if self._follow else None
-        return ServerContents(ServerStore(self._connection, self._collection, schema=manifest.schema(), moved=moved))
+        return ServerContents(
+            ServerStore(self._connection, self._collection, schema=manifest.store_schema(), moved=moved)
+        )
 
     def delete(self) -> None:
         """Delete the index with all its generations."""
@@ -208,14 +214,16 @@ class ServerPlace:
 def existing_collection(name: str, server: Server) -> ServerPlace:
     """The place of an index that exists; raises UserError listing those that do."""
     check_name(name)
-    collections = Collections(Connection(server))
-    current = collections.aliases().get(name)
-    if current is None or not _is_generation(current, name):
-        others = ", ".join(collections.names()) or "none yet"
-        raise UserError(
-            f"no index '{name}' on the Qdrant server at {server} (there: {others}); "
-            f"make it with 'epic-search index FILE --name {name} --url {server}'"
-        )
+    with ExitStack() as opening:
+        collections = Collections(opening.enter_context(Connection(server)))
+        current = collections.aliases().get(name)
+        if current is None or not _is_generation(current, name):
+            others = ", ".join(collections.names()) or "none yet"
+            raise UserError(
+                f"no index '{name}' on the Qdrant server at {server} (there: {others}); "
+                f"make it with 'epic-search index FILE --name {name} --url {server}'"
+            )
+        opening.pop_all()
     return ServerPlace(name, collections, current=current, collection=current, follow=True)
 
 
@@ -236,16 +244,17 @@ def target_collection(
     check_name(name)
     if GENERATION.fullmatch(name):
         raise UserError(f"{name!r} cannot name an index on a server: so are its collections named; take off the '--'")
-    collections = Collections(Connection(server))
-    aliases = collections.aliases()
-    current = aliases.get(name)
-    if (current is not None and not _is_generation(current, name)) or name in collections.all():
-        raise UserError(
-            f"the Qdrant server at {server} has a collection '{name}' that is not ours; choose another --name"
-        )
-    place = ServerPlace(name, collections, current=current, collection=current, layout=layout, hidden=hidden)
-    if current is None or rebuild:
-        place.begin(fingerprint)
+    with ExitStack() as opening:
+        collections = Collections(opening.enter_context(Connection(server)))
+        current = collections.aliases().get(name)
+        if (current is not None and not _is_generation(current, name)) or name in collections.all():
+            raise UserError(
+                f"the Qdrant server at {server} has a collection '{name}' that is not ours; choose another --name"
+            )
+        place = ServerPlace(name, collections, current=current, collection=current, layout=layout, hidden=hidden)
+        if current is None or rebuild:
+            place.begin(fingerprint)
+        opening.pop_all()
     return place
 
 
@@ -254,7 +263,8 @@ def list_collections(server: Server) -> list[IndexInfo]:
     with Connection(server) as connection:
         collections = Collections(connection)
         aliases = collections.aliases()
-        return [_info(name, collections.manifest(aliases[name])) for name in collections.names()]
+        found = [_info(name, aliases[name], collections) for name in collections.names()]
+        return [info for info in found if info is not None]
 
 
 def delete_collections(name: str, server: Server) -> None:
@@ -266,8 +276,13 @@ def delete_collections(name: str, server: Server) -> None:
         place.close()
 
 
-def _info(name: str, manifest: Manifest | None) -> IndexInfo:
-    assert manifest is not None, name
+def _info(name: str, collection: str, collections: Collections) -> IndexInfo | None:
+    try:
+        manifest = collections.manifest(collection)
+    except UserError as error:
+        return IndexInfo(name, None, "unreadable", 0, 0, "", None, 0, None, "", problem=str(error))
+    if manifest is None:
+        return None
     return IndexInfo(
         name=name,
         path=None,
@@ -281,6 +296,8 @@ def _info(name: str, manifest: Manifest | None) -> IndexInfo:
         updated=manifest.updated,
         cut_to=manifest.cut_to,
     )
+
+
 def as_metadata(manifest: Manifest) -> dict[str, Any]:
     """The metadata of a collection; null would remove a key, so what is None is left out."""
     return {METADATA_KEY: manifest.model_dump(mode="json", exclude_none=True)}

@@ -144,7 +144,7 @@ def test_tls(tmp_path, monkeypatch, waits):
     both, key = tmp_path / "both.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(both)],
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(both)],  # noqa: RUF005
         check=True,
         capture_output=True,
     )
@@ -157,9 +157,9 @@ def test_tls(tmp_path, monkeypatch, waits):
 
 
 def test_tls_to_a_server_without(stub, waits):
-    with Connection(Server(stub.url.replace("http", "https"), api_key=KEY)) as connected:
-        with pytest.raises(UserError, match="cannot be spoken to by TLS"):
-            connected(lambda client: client.get_collections())
+    server = Server(stub.url.replace("http", "https"), api_key=KEY)
+    with Connection(server) as connected, pytest.raises(UserError, match="cannot be spoken to by TLS"):
+        connected(lambda client: client.get_collections())
     assert not waits
 
 

@@ -32,6 +32,7 @@ from epic_search.index.store.protocol import (
 )
 from epic_search.index.store.server import Layout, ServerStore, create_collection
 
+SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
 DIM = 16
 LANGUAGES = ["en", "de", "fr"]
 FIELDS = {
@@ -45,7 +46,7 @@ FIELDS = {
 Open = Callable[..., VectorStore]
 
 
-@pytest.fixture(params=["embedded", "in memory", "stub", "server"])
+@pytest.fixture(params=["embedded", "in memory", "stub", *(["server"] if SERVER_URL else [])])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same store, again and again; `create` empties it."""
     with ExitStack() as stack:
@@ -78,10 +79,12 @@ def connected(kind: str, stack: ExitStack) -> Connection:
         return Connection(Server("http://in-memory"), client=QdrantClient(":memory:"))
     if kind == "stub":
         return Connection(Server(stack.enter_context(StubServer()).url))
-    url = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL")
-    if not url:
-        pytest.skip("no EPIC_SEARCH_TEST_QDRANT_URL: not asked of a real server")
-    return Connection(Server(url, api_key=os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")))
+    return Connection(Server(SERVER_URL, api_key=os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")))
+
+
+@pytest.mark.skipif(not SERVER_URL, reason="no EPIC_SEARCH_TEST_QDRANT_URL: nothing here was asked of a real server")
+def test_a_real_server_is_among_the_stores(opened: Open) -> None:
+    assert opened(Schema({"": DIM})).count() == 0
 
 
 @pytest.fixture

@@ -87,9 +87,13 @@ def _of_transport(source: Exception, timeout: float) -> Failure:
         )
     match source:
         case httpx.ConnectTimeout() | httpx.ConnectError():
-            return Failure(f"cannot be reached: {source}", "check the URL, and that it runs", passing=True, answered=False)
+            return Failure(
+                f"cannot be reached: {source}", "check the URL, and that it runs", passing=True, answered=False
+            )
         case httpx.TimeoutException():
-            return Failure(f"did not answer within {timeout:g} s", f"{AGAIN}, or raise --timeout", passing=True, answered=False)
+            return Failure(
+                f"did not answer within {timeout:g} s", f"{AGAIN}, or raise --timeout", passing=True, answered=False
+            )
         case httpx.TransportError():
             return Failure(f"broke off: {source}", passing=True, answered=False)
     return Failure(f"cannot be asked: {source}", WHICH, answered=False)
@@ -104,7 +108,9 @@ def _of_grpc(error: Any, timeout: float) -> Failure:
         case StatusCode.UNAVAILABLE:
             return Failure(f"cannot be reached by gRPC: {details}", passing=True, answered=False)
         case StatusCode.DEADLINE_EXCEEDED:
-            return Failure(f"did not answer within {timeout:g} s", f"{AGAIN}, or raise --timeout", passing=True, answered=False)
+            return Failure(
+                f"did not answer within {timeout:g} s", f"{AGAIN}, or raise --timeout", passing=True, answered=False
+            )
         case StatusCode.RESOURCE_EXHAUSTED | StatusCode.OUT_OF_RANGE if "larger than max" in details:
             return Failure(said, "its limit for one request is too small", kind="too large")
         case StatusCode.RESOURCE_EXHAUSTED | StatusCode.ABORTED | StatusCode.INTERNAL:

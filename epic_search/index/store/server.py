@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -130,7 +130,9 @@ class ServerStore:
             if batch and (len(batch) == REQUEST_POINTS or size + length > REQUEST_BYTES):
                 self._upsert(batch)
                 batch, size = [], 0
-            batch.append(_point_struct(point, {name: v[row] for name, v in dense.items()}, sparse and sparse[row]))
+            batch.append(
+                _point_struct(point, {name: v[row] for name, v in dense.items()}, sparse[row] if sparse else None)
+            )
             size += length
         if batch:
             self._upsert(batch)
@@ -149,7 +151,7 @@ class ServerStore:
         """See VectorStore."""
         for first in range(0, len(ids), DELETE_POINTS):
             some = list(ids[first : first + DELETE_POINTS])
-            self._ask(lambda client, some=some: client.delete(self.collection, some, wait=True))
+            self._ask(lambda client, some: client.delete(self.collection, some, wait=True), some)
 
     def flush(self) -> None:
         """See VectorStore. The server's log has every write that was answered."""
@@ -195,7 +197,6 @@ class ServerStore:
 
     def _legs(self, query: StoreQuery, name: str) -> list[dict[str, Any]]:
         """The dense and the sparse part of a query, each as a search of its own."""
-        from qdrant_client import models
 
         legs: list[dict[str, Any]] = []
         if query.dense_E is not None:
@@ -218,9 +219,10 @@ class ServerStore:
         for first in range(0, len(ids), REQUEST_POINTS):
             some = list(ids[first : first + REQUEST_POINTS])
             records = self._ask(
-                lambda client, some=some: client.retrieve(
+                lambda client, some: client.retrieve(
                     self.collection, some, with_payload=False, with_vectors=self._selector(name)
-                )
+                ),
+                some,
             )
             for record in records:
                 dense, _ = _vectors(record.vector)
@@ -256,14 +258,15 @@ class ServerStore:
         start: Any = None
         while True:
             records, start = self._ask(
-                lambda client, start=start: client.scroll(
+                lambda client, start: client.scroll(
                     self.collection,
                     scroll_filter=condition,
                     limit=PAGE_POINTS,
                     offset=start,
                     with_payload=list(fields),
                     with_vectors=False,
-                )
+                ),
+                start,
             )
             for record in records:
                 yield Point(str(record.id), record.payload or {})
@@ -289,9 +292,11 @@ class ServerStore:
         for field, kind in fields.items():
             schema = FIELD_SCHEMAS[kind]
             self._ask(
-                lambda client, field=field, schema=schema: client.create_payload_index(
+                lambda client, field, schema: client.create_payload_index(
                     self.collection, field, field_schema=schema, wait=True
-                )
+                ),
+                field,
+                schema,
             )
         self._schema = replace(self._schema, fields={**self._schema.fields, **fields})
 
@@ -301,14 +306,15 @@ class ServerStore:
     def close(self) -> None:
         """See VectorStore. The connection is its owner's to close."""
 
-    def _ask(self, request: "Callable[[QdrantClient], T]") -> T:
+    def _ask(self, request: Callable[..., T], *values: Any) -> T:
+        """The answer to `request(client, *values)`, which must look up `self.collection` itself."""
         try:
-            return self._connection(request)
+            return self._connection(lambda client: request(client, *values))
         except ServerError as error:
             if error.failure.kind != "missing" or self._moved is None:
                 raise
             self.collection = self._moved()
-            return self._connection(request)
+            return self._connection(lambda client: request(client, *values))
 
 
 def _filter(filter: Filter | None) -> "models.Filter | None":
