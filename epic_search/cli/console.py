@@ -13,7 +13,7 @@ import textwrap
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a command that the signal ends
 EXCERPT_LINES = 3
 PLAIN_EXCERPT = 200  # characters, where there is no terminal to fit
 
+POINTED_BEFORE = 40  # characters of a text that are shown before the one pointed at, and after it
 RATE_SECONDS = 30.0
 
 # Control characters (escape sequences), format characters (bidirectional overrides) and lone surrogates;
@@ -53,6 +54,8 @@ class VerbGroup(TyperGroup):
             return result
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
+            if error.pointer is not None:
+                print(textwrap.indent(pointed(*error.pointer), "  "), file=sys.stderr)
             raise typer.Exit(EXIT_USER_ERROR) from error
         except (KeyboardInterrupt, typer.Abort) as error:
             print(f"interrupted: {_interruption_hint(ctx.invoked_subcommand)}", file=sys.stderr)
@@ -94,6 +97,13 @@ def printable(text: str) -> str:
     """`text` on one line: white space becomes one space, and what a terminal would obey becomes U+FFFD."""
     safe = "".join("\ufffd" if _is_unprintable(c) else c for c in text)
     return " ".join(safe.split())
+
+
+def pointed(text: str, position: int) -> str:
+    """Two lines: `text` on the first, or as much of it as fits around the character, and a caret under that."""
+    safe = "".join("\ufffd" if _is_unprintable(c) else " " if c.isspace() else c for c in text)
+    first = max(0, position - POINTED_BEFORE)
+    return f"{safe[first : first + 2 * POINTED_BEFORE]}\n{' ' * (position - first)}^"
 
 
 def _is_unprintable(character: str) -> bool:
@@ -174,18 +184,22 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}{printable(value)}" if sys.stdout.isatty() else f"{name}\t{printable(value)}")
 
 
-def print_hits(hits: Sequence[Any], *, query: str) -> None:
-    """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe."""
+def print_hits(hits: Sequence[Any], *, query: str, offset: int = 0) -> None:
+    """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe.
+
+    `offset`: how many better ones were left out. Explained hits have a line, or a cell in a pipe, more.
+    """
     if not sys.stdout.isatty():
-        for rank, hit in enumerate(hits, 1):
+        for rank, hit in enumerate(hits, offset + 1):
             cells = [hit.id, hit.title, excerpt(hit.text, query=query, length=PLAIN_EXCERPT)]
+            cells += [] if hit.explanation is None else [_explanation(hit.explanation)]
             print(f"{rank}\t{hit.score:.4f}\t" + "\t".join(printable(cell) for cell in cells))
         return
     from rich.text import Text
 
     console = _stdout()
     width = min(console.width, 100)
-    for rank, hit in enumerate(hits, 1):
+    for rank, hit in enumerate(hits, offset + 1):
         title = printable(hit.title or hit.id)
         identity = "" if title == printable(hit.id) else f"  {printable(hit.id)}"
         head = Text.assemble(
@@ -196,6 +210,29 @@ def print_hits(hits: Sequence[Any], *, query: str) -> None:
         body = excerpt(hit.text, query=query, length=EXCERPT_LINES * (width - 12))
         for line in textwrap.wrap(body, width - 11):
             console.print(Text(" " * 11 + line))
+        if hit.explanation is not None:
+            for line in textwrap.wrap(printable(_explanation(hit.explanation)), width - 11):
+                console.print(Text(" " * 11 + line, style="dim"))
+
+
+def _explanation(explanation: Any) -> str:
+    places = [
+        f"{name}: rank {place.rank}, score {place.score:.3f}"
+        for name, place in (("dense", explanation.dense), ("lexical", explanation.lexical))
+        if place is not None
+    ]
+    return "; ".join([*places, f"words: {', '.join(explanation.words) or 'none'}"])
+
+
+def print_facets(facets: Mapping[str, Sequence[tuple[Any, int]]]) -> None:
+    """How many documents have each value of a field: a line a field, or `facet, field, value, documents` in a pipe."""
+    for field, counts in facets.items():
+        shown = [(json.dumps(value) if isinstance(value, bool) else str(value), count) for value, count in counts]
+        if sys.stdout.isatty():
+            print(f"{printable(field)}: " + ", ".join(f"{printable(value)} ({count:,})" for value, count in shown))
+        else:
+            for value, count in shown:
+                print(f"facet\t{printable(field)}\t{printable(value)}\t{count}")
 
 
 def note(sentence: str) -> None:

@@ -12,11 +12,12 @@ from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.home import chosen_layout, on_server_too
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import IndexProgress, IndexReport
+    from epic_search.index.filters import FieldType
     from epic_search.index.folder import Home
     from epic_search.index.store.server import Layout
 
@@ -48,6 +49,16 @@ def index(
     task: options.Task = None,
     demos: options.Demonstrations = None,
     no_demos: options.NoDemonstrations = False,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME:TYPE",
+            help="A field for filters and facets, as keyword, int, float, bool or datetime; may be repeated. "
+            "Default: what a new index's first documents tell.",
+            show_default=False,
+        ),
+    ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the file no longer holds.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be used.")] = False,
     rebuild: Annotated[
@@ -72,10 +83,12 @@ def index(
     are kept with the index and used by every query.
     """
     from epic_search.index.corpus import Corpus
+    from epic_search.index.fields import declared
     from epic_search.index.folder import check_name
 
     chosen = name or default_name(corpus)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
+    fields = declared(field or [])
     # A mistake in the file or the name is told before the encoder takes its seconds to load.
     Corpus(corpus).close()
     check_name(chosen)
@@ -89,6 +102,7 @@ def index(
         home=home,
         task=task,
         demonstrations=demonstrations,
+        fields=fields,
         prune=prune,
         strict=strict,
         rebuild=rebuild,
@@ -123,6 +137,7 @@ def run(
     home: "Home",
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
+    fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
     strict: bool = False,
     rebuild: bool = False,
@@ -148,6 +163,7 @@ def run(
             home=home,
             task=task,
             demonstrations=demonstrations,
+            fields=fields,
             prune=prune,
             strict=strict,
             rebuild=rebuild,
@@ -172,6 +188,16 @@ def print_report(report: "IndexReport") -> None:
         f"index {report.name!r}: {report.documents:,} documents in {report.passages:,} passages "
         f"({', '.join(changes) or 'nothing new'}) after {report.seconds:.1f} s"
     )
+    if report.inferred:
+        found = ", ".join(f"{name} ({kind})" for name, kind in report.inferred.items())
+        console.note(
+            f"fields for filters, inferred from the first documents: {found}; change one with --field NAME:TYPE"
+        )
+    for name, count in report.unfit.items():
+        console.note(
+            f"{count:,} documents have another type of value in field '{name}', and filters on it do not find them; "
+            f"declare its type with --field {name}:TYPE"
+        )
     if report.prune_withheld:
         console.note("nothing was removed: lines that cannot be used may hold documents that are stored; correct them")
     if report.skipped:

@@ -183,7 +183,9 @@ class IndexSearch(EvaluatedEncoder):
             ]
             for first in range(0, len(asked), QUERIES_AT_ONCE):
                 some = asked[first : first + QUERIES_AT_ONCE]
-                found = searcher.search([text for _query, text in some], k=top_k, prompt=self.prompt, texts=False)
+                found = searcher.search(
+                    [text for _query, text in some], k=top_k, mode="dense", prompt=self.prompt, texts=False
+                )
                 for (query, _text), hits in zip(some, found, strict=True):
                     results[query] = {hit.id: hit.score for hit in hits}
         return results

@@ -18,6 +18,7 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
+from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point
@@ -57,6 +58,7 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
+            self.lexical = Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None
             self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
@@ -120,7 +122,9 @@ class Contents:
         rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
-        self.store.upsert([point for cut in chunk for point in passage_points(cut)], {"": vectors_PE})
+        lexical = self.lexical
+        sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
+        self.store.upsert([point for cut in chunk for point in passage_points(cut)], {"": vectors_PE}, sparse=sparse)
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"

@@ -21,16 +21,24 @@ from epic_search.index.store.connection import Server
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.lexical import Lexical
     from epic_search.index.passages import CutDocument
     from epic_search.index.store.protocol import VectorStore
     from epic_search.index.store.server import Layout
 
 
 class IndexContents(Protocol):
-    """An open index: its documents and their passages' points. `documents`, `passages`: how many there are."""
+    """An open index: its documents and their passages' points. `lexical`: None where those have no BM25 terms."""
 
-    documents: int
-    passages: int
+    lexical: "Lexical | None"
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are."""
+
+    @property
+    def passages(self) -> int:
+        """How many passages there are."""
 
     @property
     def store(self) -> "VectorStore":
@@ -74,11 +82,11 @@ class Place(Protocol):
     def lock(self, *, wait_seconds: float = 0.0) -> AbstractContextManager[Lock | None]:
         """Keep other processes out, where they can do harm."""
 
-    def make(self, manifest: Manifest) -> None:
-        """Make room for an index, unless there is one."""
-
     def save(self, manifest: Manifest) -> None:
-        """Keep the manifest, durably. A complete index is from now on the one that is found under its name."""
+        """Keep the manifest, durably; make the index where there is none.
+
+        A complete one is from now on what is found under its name.
+        """
 
     def prompt(self, manifest: Manifest, *, encoder: "Encoder") -> "Prompt":
         """The index's prompt."""
@@ -143,12 +151,9 @@ class Folder:
         return None
 
     def lock(self, *, wait_seconds: float = 0.0) -> Lock:
-        """See Place."""
-        return Lock(self.folder, wait_seconds=wait_seconds)
-
-    def make(self, manifest: Manifest) -> None:
-        """See Place."""
+        """See Place. Makes the folder, which holds the lock."""
         make_folder(self.folder)
+        return Lock(self.folder, wait_seconds=wait_seconds)
 
     def save(self, manifest: Manifest) -> None:
         """See Place."""

@@ -74,7 +74,7 @@ def promote(
                     f"'{manifest.encoder}'; promote it under another name with --as, or delete that one"
                 )
             copy = manifest.model_copy(update={"name": target, "status": "indexing"})
-            place.make(copy)
+            place.save(copy)
             with place.contents(copy, None) as there_now:
                 sent, sample = _send(contents, there_now.store, progress)
                 checked = _compare(sample, there_now.store, passages=contents.passages)

@@ -6,7 +6,9 @@ afterwards; a run that was cut off in between leaves a document in two versions 
 it stores it anew.
 """
 
+import math
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,23 +17,38 @@ import numpy as np
 
 from epic_search.index.contents import passage_points
 from epic_search.index.filters import Compare, FieldType
+from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument
 from epic_search.index.store.protocol import Point
 from epic_search.index.store.server import ServerStore
 
 # What a point's payload has more than that of a local index, and what is looked up by.
 VERSION, PASSAGES = "version", "passages"
+COUNT_SECONDS = 5.0  # how old the number of passages may be while an index is only read
 FIELDS: dict[str, FieldType] = {"id": "keyword", "passage": "int"}
 
 
 class ServerContents:
     """An open index on a server. Raises UserError when the server fails for good."""
 
-    def __init__(self, store: ServerStore) -> None:
+    def __init__(self, store: ServerStore, lexical: Lexical | None) -> None:
         self.store = store
+        self.lexical = lexical
         self._seen = sqlite3.connect("", isolation_level=None, check_same_thread=False)  # a file that goes when closed
+        self._passages, self._counted = 0, -math.inf
         self._seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._count()
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are; one that is there in part counts where its first passage is."""
+        return self.store.count(Compare("passage", "=", 0))
+
+    @property
+    def passages(self) -> int:
+        """How many passages there are, at most some seconds ago."""
+        if time.monotonic() - self._counted > COUNT_SECONDS:
+            self._passages, self._counted = self.store.count(), time.monotonic()
+        return self._passages
 
     def close(self) -> None:
         """Close the list of what this run saw."""
@@ -61,10 +78,12 @@ class ServerContents:
         """
         stored = self._stored([cut.document.id for cut in chunk])
         points = [_marked(point, cut) for cut in chunk for point in passage_points(cut)]
-        self.store.upsert(points, {"": vectors_PE})
+        lexical = self.lexical
+        sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
+        self.store.upsert(points, {"": vectors_PE}, sparse=sparse)
         new = {point.id for point in points}
         self.store.delete([id for document in stored.values() for id in document.points if id not in new])
-        self._count()
+        self._counted = -math.inf
         return len(stored)
 
     def remove_unseen(self) -> int:
@@ -77,16 +96,12 @@ class ServerContents:
                 doomed.append(point.id)
                 documents.add(id)
         self.store.delete(doomed)
-        self._count()
+        self._counted = -math.inf
         return len(documents)
 
     def optimize(self) -> None:
         """Nothing to do: a server optimizes by itself."""
         self.store.optimize()
-
-    def _count(self) -> None:
-        self.passages = self.store.count()
-        self.documents = self.store.count(Compare("passage", "=", 0))
 
     def _stored(self, document_ids: Sequence[str]) -> dict[str, "_Stored"]:
         found: dict[str, _Stored] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.folder import IndexInfo, check_name
+from epic_search.index.lexical import Lexical
 from epic_search.index.manifest import Manifest, now
 from epic_search.index.prompts import encode_prompt, note_prompt
 from epic_search.index.server_contents import FIELDS, ServerContents
@@ -135,41 +136,39 @@ class ServerPlace:
         """See Place. Points have the ids that their content gives them, so two runs at once do no harm."""
         yield None
 
-    def make(self, manifest: Manifest) -> None:
-        """See Place. Raises UserError when another encoder's run has made the collection meanwhile."""
-        if self._collection is None:
-            numbers = [_number(one) for one in self._collections.generations(self.name)]
-            self._collection = f"{self.name}--{max(numbers, default=0) + 1}"
-            metadata = as_metadata(manifest)
-            create_collection(
-                self._connection,
-                self._collection,
-                schema=manifest.store_schema(),
-                layout=self._layout,
-                metadata=metadata,
-            )
-            made = self._collections.manifest(self._collection)
-            if made is None or made.fingerprint != manifest.fingerprint:
-                raise UserError(
-                    f"another run has just made index '{self.name}' at {self._connection.server} with another encoder; "
-                    "use that one, or index under another name"
-                )
-        ServerStore(self._connection, self._collection, schema=manifest.store_schema()).add_fields(FIELDS)
-        if self._current is None and not self._hidden:
-            # Nothing is there yet that queries could lose.
-            self._collections.swap(self.name, self._collection)
-            self._current = self._collection
-
     def save(self, manifest: Manifest) -> None:
-        """See Place. Older and abandoned generations are deleted once a new one has the alias."""
-        assert self._collection is not None, self.name
-        self._collections.save(self._collection, manifest)
-        if manifest.status == "complete" and self._current != self._collection:
+        """See Place. Older and abandoned generations are deleted once a new one has the alias.
+
+        Raises UserError when another encoder's run has made the collection meanwhile.
+        """
+        if self._collection is None:
+            self._collection = self._create(manifest)
+        else:
+            self._collections.save(self._collection, manifest)
+        is_complete = manifest.status == "complete"
+        # While there is no other, queries lose nothing by seeing an index that is being made.
+        if self._current != self._collection and (is_complete or (self._current is None and not self._hidden)):
             self._collections.swap(self.name, self._collection)
             self._current = self._collection
-            for collection in self._collections.generations(self.name):
-                if collection != self._collection and self._collections.manifest(collection) is not None:
-                    self._collections.delete(collection)
+            if is_complete:
+                for collection in self._collections.generations(self.name):
+                    if collection != self._collection and self._collections.manifest(collection) is not None:
+                        self._collections.delete(collection)
+
+    def _create(self, manifest: Manifest) -> str:
+        numbers = [_number(one) for one in self._collections.generations(self.name)]
+        collection = f"{self.name}--{max(numbers, default=0) + 1}"
+        metadata = as_metadata(manifest)
+        create_collection(
+            self._connection, collection, schema=manifest.store_schema(), layout=self._layout, metadata=metadata
+        )
+        made = self._collections.manifest(collection)
+        if made is None or made.fingerprint != manifest.fingerprint:
+            raise UserError(
+                f"another run has just made index '{self.name}' at {self._connection.server} with another encoder; "
+                "use that one, or index under another name"
+            )
+        return collection
 
     def prompt(self, manifest: Manifest, *, encoder: "Encoder") -> "Prompt":
         """See Place. Its demonstrations are encoded anew."""
@@ -196,9 +195,10 @@ class ServerPlace:
             return collection
 
         moved = next_generation if self._follow else None
-        return ServerContents(
-            ServerStore(self._connection, self._collection, schema=manifest.store_schema(), moved=moved)
-        )
+        store = ServerStore(self._connection, self._collection, schema=manifest.store_schema(), moved=moved)
+        if not self._follow:
+            store.add_fields({**FIELDS, **store.schema.fields})
+        return ServerContents(store, Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None)
 
     def delete(self) -> None:
         """Delete the index with all its generations."""

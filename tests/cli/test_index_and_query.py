@@ -21,14 +21,17 @@ def indexed(run: Run, corpus: Path, tiny_encoder_folder: Path) -> Run:
 
 
 def scores(run: Run, *options: object) -> dict[str, float]:
-    hits = json.loads(run("query", "how do I read a csv file", "--json", *options).stdout)["hits"]
+    """Cosines by document."""
+    hits = json.loads(run("query", "how do I read a csv file", "--mode", "dense", "--json", *options).stdout)["hits"]
     return {hit["id"]: hit["score"] for hit in hits}
 
 
 def test_index_says_what_it_did(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
     first = run("index", corpus, "--encoder", tiny_encoder_folder)
     assert first.stdout.startswith("index 'corpus': 3 documents in 3 passages (3 new) after ")
-    assert first.stderr == ""
+    assert first.stderr == (
+        "fields for filters, inferred from the first documents: module (keyword); change one with --field NAME:TYPE\n"
+    )
     again = json.loads(run("index", corpus, "--json").stdout)
     assert (again["unchanged"], again["added"], again["encoded"], again["documents"]) == (3, 0, 0, 3)
 
@@ -56,8 +59,8 @@ def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: 
 
 def test_query_json(indexed: Run) -> None:
     answer = json.loads(indexed("query", "read a csv file", "--json").stdout)
-    assert list(answer) == ["index", "query", "hits"]
-    assert (answer["index"], answer["query"]) == ("corpus", "read a csv file")
+    assert list(answer) == ["index", "query", "mode", "score", "offset", "hits"]
+    assert (answer["index"], answer["query"], answer["mode"]) == ("corpus", "read a csv file", "hybrid")
     assert all(list(hit) == ["id", "score", "title", "text", "payload"] for hit in answer["hits"])
     by_id = {hit["id"]: hit for hit in answer["hits"]}
     assert by_id["3"] == {

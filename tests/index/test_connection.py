@@ -16,6 +16,10 @@ from epic_search.index.store import connection
 from epic_search.index.store.connection import Connection, Server, ServerError
 
 KEY = "s3cr3t-k3y"
+MAKE_CERTIFICATE = [
+    *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+    *("-addext", "subjectAltName=IP:127.0.0.1"),
+]
 
 
 @pytest.fixture
@@ -143,8 +147,7 @@ def test_tls(tmp_path, monkeypatch, waits):
         pytest.skip("no openssl to make a certificate with")
     both, key = tmp_path / "both.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(both)],  # noqa: RUF005
+        [*MAKE_CERTIFICATE, "-keyout", str(key), "-out", str(both)],
         check=True,
         capture_output=True,
     )

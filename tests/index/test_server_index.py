@@ -15,7 +15,8 @@ from epic_search.index.server_place import METADATA_KEY
 from epic_search.index.store import connection, server
 from epic_search.index.store.connection import Server
 
-QUERIES = ["river stone", "word7 apple", "tiger paper light", "Title 12", "honey"]
+# One word that one document has: so the lexical ranking has no equal scores, whose order is the engine's.
+QUERIES = ["word3", "about word7", "word12", "w1234 nowhere", "word30"]
 UPSERT, DELETE = r"PUT .*/points$", r"POST .*/points/delete$"
 
 

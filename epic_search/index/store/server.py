@@ -289,8 +289,11 @@ class ServerStore:
 
     def add_fields(self, fields: Mapping[str, FieldType]) -> None:
         """See VectorStore."""
+        known = self._ask(lambda client: client.get_collection(self.collection)).payload_schema
         for field, kind in fields.items():
             schema = FIELD_SCHEMAS[kind]
+            if field in known and known[field].data_type.value == schema:
+                continue
             self._ask(
                 lambda client, field, schema: client.create_payload_index(
                     self.collection, field, field_schema=schema, wait=True
