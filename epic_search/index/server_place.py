@@ -163,7 +163,12 @@ class ServerPlace:
             self._connection, collection, schema=manifest.store_schema(), layout=self._layout, metadata=metadata
         )
         made = self._collections.manifest(collection)
-        if made is None or made.fingerprint != manifest.fingerprint:
+        if made is None:
+            raise UserError(
+                f"the Qdrant server at {self._connection.server} keeps no metadata with collection '{collection}'; "
+                "it must be Qdrant 1.17 or newer"
+            )
+        if made.fingerprint != manifest.fingerprint:
             raise UserError(
                 f"another run has just made index '{self.name}' at {self._connection.server} with another encoder; "
                 "use that one, or index under another name"
