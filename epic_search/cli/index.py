@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -59,6 +59,7 @@ def index(
             show_default=False,
         ),
     ] = None,
+    quantize: options.Quantize = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the file no longer holds.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be used.")] = False,
     rebuild: Annotated[
@@ -105,6 +106,7 @@ def index(
         fields=fields,
         prune=prune,
         strict=strict,
+        quantize=quantize,
         rebuild=rebuild,
         layout=layout,
     )
@@ -140,6 +142,7 @@ def run(
     fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
     strict: bool = False,
+    quantize: Literal["int8"] | None = None,
     rebuild: bool = False,
     layout: "Layout | None" = None,
 ) -> "IndexReport":
@@ -166,6 +169,7 @@ def run(
             fields=fields,
             prune=prune,
             strict=strict,
+            quantize=quantize,
             rebuild=rebuild,
             layout=layout,
             progress=show,

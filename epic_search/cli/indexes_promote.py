@@ -25,6 +25,7 @@ def promote(
     grpc: Grpc = False,
     timeout: Timeout = 30,
     target: As = None,
+    quantize: options.Quantize = None,
     shards: options.Shards = None,
     replicas: options.Replicas = None,
     write_consistency: options.WriteConsistency = None,
@@ -42,7 +43,9 @@ def promote(
     layout = chosen_layout(shards, replicas, write_consistency)
     report = _shown(
         f"sending {name}",
-        lambda progress: promote(name, home=home, server=server, target=target, layout=layout, progress=progress),
+        lambda progress: promote(
+            name, home=home, server=server, target=target, layout=layout, quantize=quantize, progress=progress
+        ),
     )
     _print(report, json=json, where=str(server), sent=f"{report.sent:,} sent")
     console.next_command(f'epic-search query "..." --index {report.name} --url {server}')

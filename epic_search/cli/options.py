@@ -15,6 +15,14 @@ Home = Annotated[
         file_okay=False,
     ),
 ]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        "--quantize",
+        help="Search a new, large index by codes of one byte a number, then compare the nearest whole: less memory.",
+        show_default=False,
+    ),
+]
 Shards = Annotated[
     int | None,
     typer.Option("--shards", min=1, help="On a server: parts that a new index is cut into.", show_default=False),

@@ -86,6 +86,7 @@ def index_corpus(
     fields: Mapping[str, FieldType] | None = None,
     prune: bool = False,
     strict: bool = False,
+    quantize: Literal["int8"] | None = None,
     rebuild: bool = False,
     layout: "Layout | None" = None,
     progress: Progress | None = None,
@@ -112,6 +113,13 @@ def index_corpus(
             is_new = place.manifest() is None
             manifest = _manifest(place, encoder)
             types = _learn(manifest, sample, encoder) if is_new else {}
+            if is_new:
+                manifest.quantize = quantize
+            elif quantize != manifest.quantize and quantize is not None:
+                raise UserError(
+                    f"index '{name}' was made without --quantize {quantize}, which only a new index takes; "
+                    "index under another name, or delete it first"
+                )
             manifest.types |= {name: Field(type=kind) for name, kind in (fields or {}).items()}
             was_complete = manifest.status == "complete"
             if prompt is not None:

@@ -71,6 +71,7 @@ class Manifest(BaseModel):
     fields: list[str] = []
     types: dict[str, DocumentField] = {}
     lexical: StoredLexical | None = None
+    quantize: Literal["int8"] | None = None
     source: str = ""
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
@@ -109,7 +110,7 @@ class Manifest(BaseModel):
         fields: dict[str, FieldType] = {field_path(name): field.type for name, field in self.types.items()}
         if self.lexical is not None:
             fields |= {"id": "keyword", "passage": "int"}
-        return Schema({"": self.dim}, lexical=self.lexical is not None, fields=fields)
+        return Schema({"": self.dim}, lexical=self.lexical is not None, fields=fields, quantize=self.quantize)
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,13 +47,14 @@ def promote(
     server: Server,
     target: str | None = None,
     layout: Layout | None = None,
+    quantize: Literal["int8"] | None = None,
     progress: Progress | None = None,
 ) -> PromoteReport:
     """Copy an index of this machine to a server, under the name `target` (None: its own).
 
     It becomes visible there in one step, after its count and a sample of its points were compared; an index of that
-    name and encoder is replaced. Cut short, the next call goes on. Raises UserError when the index is not complete, and
-    when another encoder made the one that is there.
+    name and encoder is replaced. Cut short, the next call goes on. `layout` and `quantize` are the copy's. Raises
+    UserError when the index is not complete, and when another encoder made the one that is there.
     """
     start, target = time.monotonic(), target or name
     folder = existing_index(name, home)
@@ -73,7 +75,9 @@ def promote(
                     f"index '{target}' at {server} was made by encoder '{there.encoder}' and this one by "
                     f"'{manifest.encoder}'; promote it under another name with --as, or delete that one"
                 )
-            copy = manifest.model_copy(update={"name": target, "status": "indexing"})
+            copy = manifest.model_copy(update={"name": target, "status": "indexing", "quantize": quantize})
+            if (begun := place.manifest()) is not None and begun.store_schema() != copy.store_schema():
+                place.begin_anew()
             place.save(copy)
             with place.contents(copy, None) as there_now:
                 sent, sample = _send(contents, there_now.store, progress)
@@ -98,7 +102,8 @@ def pull(
     with closing(existing_collection(name, server)) as place:
         manifest = place.manifest()
         assert manifest is not None, name
-        copy = manifest.model_copy(update={"name": target, "status": "indexing", "documents": 0, "passages": 0})
+        fresh = {"status": "indexing", "documents": 0, "passages": 0, "quantize": None}
+        copy = manifest.model_copy(update={"name": target, **fresh})
         make_folder(folder)
         with Lock(folder) as lock, place.contents(manifest, None) as there:
             copy.save(folder)

@@ -115,11 +115,15 @@ class ServerPlace:
 
     def begin(self, fingerprint: str) -> None:
         """Turn to a generation that is not the alias's: an unfinished one of this encoder, else one not made yet."""
-        self._collection = None
+        self.begin_anew()
         for collection in self._collections.generations(self.name):
             manifest = self._collections.manifest(collection)
             if collection != self._current and manifest is not None and manifest.fingerprint == fingerprint:
                 self._collection = collection
+
+    def begin_anew(self) -> None:
+        """Turn to a generation that is not made yet."""
+        self._collection = None
 
     def manifest(self) -> Manifest | None:
         """See Place."""

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from qdrant_client import QdrantClient
 from qdrant_client.http import models
 
+KEPT_BYTES = 100_000
 COLLECTION = r"/collections/(?P<name>[^/]+)"
 
 
@@ -50,7 +51,7 @@ class StubServer:
         self.max_body = max_body
         self.trouble: deque[Trouble] = deque()
         self.requests: list[tuple[str, str, int]] = []  # method, path, length of the body
-        self.times: list[float] = []
+        self.bodies: list[tuple[str, str, bytes]] = []  # method, path, body of the short ones
         self.lock = threading.Lock()
         self._failing, self._left, self._after = "", 0, False
         self._http = _Http(("127.0.0.1", port), _handler(self))
@@ -248,7 +249,8 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             path = self.path.split("?")[0]
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             stub.requests.append((self.command, path, len(body)))
-            stub.times.append(time.monotonic())
+            if len(body) < KEPT_BYTES:
+                stub.bodies.append((self.command, path, body))
             trouble = stub.trouble_for(self.command, path)
             if stub.api_key is not None and self.headers.get("api-key") != stub.api_key:
                 return self._send(401, b"Must provide an API key or an Authorization bearer token")

@@ -174,3 +174,18 @@ def test_pull_of_a_document_in_part(stub, there, write, encoder, home):
     stub.client.delete("t", [records[0].id])
     with pytest.raises(UserError, match="document 'a' is there in part"):
         pull("t", home=home, server=there)
+
+
+def test_a_copy_may_be_quantized(stub, there, corpus, encoder, home, monkeypatch):
+    index_corpus(corpus(60), name="test", encoder=encoder, home=home)
+    monkeypatch.setattr(connection, "TRIES", 1)
+    stub.fail_from(UPSERT, 1, after=True)
+    with pytest.raises(UserError):
+        promote("test", home=home, server=there)
+    stub.well()
+    promote("test", home=home, server=there, quantize="int8")
+    (made,) = [body for method, path, body in stub.bodies if (method, path) == ("PUT", "/collections/test--2")]
+    assert b'"int8"' in made
+    assert rankings(there, encoder, queries=5) == rankings(home, encoder, queries=5)
+    assert any(b'"oversampling":2.0' in body for _, path, body in stub.bodies if path.endswith("/query/batch"))
+    assert [one.name for one in stub.client.get_collections().collections] == ["test--2"]

@@ -205,6 +205,15 @@ class TestDense:
         assert again.facet("payload.ok") == [(False, 5), (True, 5)]
 
 
+def test_quantized_search_is_exact_on_few_points(opened):
+    store = opened(Schema({"": DIM}, quantize="int8"))
+    store.upsert(points(500), {"": vectors(500)})
+    store.optimize()
+    found = store.search(asked(vectors(500)[:20]), limit=5)
+    expected = np.argsort(-(vectors(500)[:20] @ vectors(500).T), axis=1)[:, :5]
+    assert [numbers(matches) for matches in found] == expected.tolist()
+
+
 class TestLexical:
     def test_scores_are_weights_times_inverse_document_frequency(self, store):
         filled(store)

@@ -48,7 +48,7 @@ class Schema:
     `dense`: vector name -> dimensions ("" is the only vector of an index made before there were names, and stays the
     name of a passage's own). `lexical`: whether there is a sparse vector, LEXICAL, too, whose terms count by their
     inverse document frequency. `fields`: path in the payload ("payload.year") -> type, for filters and facets.
-    `quantize`: what dense vectors are searched as before the nearest are compared whole (see QUANTIZED).
+    `quantize`: as what large numbers of dense vectors are searched, before the nearest are compared whole.
     """
 
     dense: Mapping[str, int]
