@@ -15,6 +15,31 @@ Home = Annotated[
         file_okay=False,
     ),
 ]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        "--quantize",
+        help="Search a new, large index by codes of one byte a number, then compare the nearest whole: less memory.",
+        show_default=False,
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="On a server: parts that a new index is cut into.", show_default=False),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="On a server: copies of each part of a new index.", show_default=False),
+]
+WriteConsistency = Annotated[
+    int | None,
+    typer.Option(
+        "--write-consistency",
+        min=1,
+        help="On a server: copies that must have a write before it counts.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],

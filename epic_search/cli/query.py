@@ -1,13 +1,13 @@
 """`epic-search query`: ask an index a question."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from epic_search.index import Hit
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 
+@on_server_too
 def query(
     text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
     index: Annotated[
@@ -84,7 +86,8 @@ def query(
             show_default=False,
         ),
     ] = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -95,22 +98,20 @@ def query(
     --no-demos replace them this once.
     """
     from epic_search.index import Searcher
-    from epic_search.index import home as default_home
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
 
     if not text.strip():
         raise UserError("the query is empty; give some words to search for")
-    folder = home or default_home()
     demonstrations = chosen_demonstrations(demos, none=no_demos)
-    name = index or latest_index(folder)
-    manifest = made_by(name, folder)
+    name = index or latest_index(home)
+    manifest = made_by(name, home)
     loaded = None
     if mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
     elif task is not None or demonstrations is not None:
         raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
-    with Searcher.open(name, home=folder, encoder=loaded, lexical_only=loaded is None) as searcher:
+    with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
         chosen = searcher.mode(mode)
         if chosen == "hybrid" and not searcher.has_words(text):
             console.note("the query has only stop words: its hits are ranked by meaning alone")
@@ -149,22 +150,24 @@ def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
     ]
 
 
-def latest_index(folder: Path) -> str:
-    """The only index in `folder`, or the one updated last (said on stderr); UserError when there is none."""
+def latest_index(home: "Home") -> str:
+    """The only index in `home`, or the one updated last (said on stderr); UserError when there is none."""
     from epic_search.index import list_indexes
 
-    found = [info for info in list_indexes(folder) if info.problem is None]
+    found = [info for info in list_indexes(home) if info.problem is None]
     if not found:
-        raise UserError(f"there is no index in {folder}; make one with: epic-search index CORPUS.jsonl")
+        raise UserError(f"there is no index in {home}; make one with: epic-search index CORPUS.jsonl")
     latest = max(found, key=lambda info: info.updated)
     if len(found) > 1:
         console.note(f"asking {latest.name!r}, of {len(found)} indexes the one updated last; choose with --index NAME")
     return latest.name
 
 
-def made_by(name: str, folder: Path) -> "Manifest":
+def made_by(name: str, home: "Home") -> "Manifest":
     """The manifest of an index, which names its encoder; raises UserError when there is no such index."""
-    from epic_search.index.folder import existing_index
-    from epic_search.index.manifest import Manifest
+    from contextlib import closing
 
-    return Manifest.load(existing_index(name, folder))
+    from epic_search.index.place import place_of, stored_manifest
+
+    with closing(place_of(name, home)) as place:
+        return stored_manifest(place)

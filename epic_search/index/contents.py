@@ -18,14 +18,12 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full, disk_usage, require_space
-from epic_search.index.fields import path
 from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point, Schema
+from epic_search.index.store.protocol import Point
 
 if TYPE_CHECKING:
-    from epic_search.index.filters import FieldType
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
     from epic_search.index.store.protocol import VectorStore
@@ -103,6 +101,18 @@ class Contents:
                 )
             )
 
+    def rows(self, document_ids: Sequence[str]) -> dict[str, tuple[bytes, int]]:
+        """The stored version of each document that is stored, and the number of its passages."""
+        with self._readable():
+            found = self._list.execute(f"SELECT * FROM documents WHERE id IN ({_marks(document_ids)})", document_ids)
+            return {id: (version, passages) for id, version, passages in found}
+
+    def adopt(self, rows: Sequence[tuple[str, bytes, int]]) -> None:
+        """List documents (id, version, passages) whose points have been put into the store, and flushed."""
+        with self._transaction():
+            self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+            self.documents, self.passages = self._totals("FROM documents")
+
     def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one.
 
@@ -114,7 +124,7 @@ class Contents:
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
         lexical = self.lexical
         sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
-        self.store.upsert([point for cut in chunk for point in _points(cut)], {"": vectors_PE}, sparse=sparse)
+        self.store.upsert([point for cut in chunk for point in passage_points(cut)], {"": vectors_PE}, sparse=sparse)
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -154,7 +164,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, schema=_schema(manifest), create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=manifest.store_schema(), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
@@ -204,14 +214,8 @@ class Contents:
         )
 
 
-def _schema(manifest: "Manifest") -> Schema:
-    fields: dict[str, FieldType] = {path(name): field.type for name, field in manifest.types.items()}
-    if manifest.lexical is not None:
-        fields |= {"id": "keyword", "passage": "int"}
-    return Schema({"": manifest.dim}, lexical=manifest.lexical is not None, fields=fields)
-
-
-def _points(cut: CutDocument) -> Iterable[Point]:
+def passage_points(cut: CutDocument) -> Iterable[Point]:
+    """The points of a document's passages."""
     document = cut.document
     for number, text in enumerate(cut.passages):
         payload = {

@@ -2,24 +2,21 @@
 
 import json
 from collections.abc import Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
 from epic_search.index.explanation import Explanation, explain
 from epic_search.index.fields import DOCUMENT_ID, known, path
 from epic_search.index.filter_parser import parse
 from epic_search.index.filters import And, Compare, FieldType, Filter, renamed
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
-from epic_search.index.prompts import load_prompt
+from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
 from epic_search.index.store.protocol import FACET_TYPES, Fusion, Match, Sparse, StoreQuery, first_bad_vector
 
@@ -54,42 +51,47 @@ class Searcher:
     """An open index and the encoder that made it. Close it, or use it in a `with` statement."""
 
     def __init__(
-        self, manifest: Manifest, encoder: "Encoder | None", prompt: "Prompt | None", contents: Contents, lock: Lock
+        self,
+        manifest: Manifest,
+        encoder: "Encoder | None",
+        prompt: "Prompt | None",
+        contents: IndexContents,
+        opened: ExitStack,
     ) -> None:
         self.manifest = manifest
         self._encoder = encoder
         self._prompt = prompt
         self._contents = contents
-        self._lock = lock
+        self._opened = opened
 
     @classmethod
     def open(
-        cls, name: str, *, home: Path | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
+        cls, name: str, *, home: Home | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
     ) -> "Searcher":
         """Open an index; loads the encoder that its manifest names unless one is given, or none if `lexical_only`.
 
         Raises UserError when there is no such index, when another encoder made it, when another process has
         it open, and when its files are damaged.
         """
-        folder = existing_index(name, home)
-        manifest = Manifest.load(folder)
-        if encoder is None and not lexical_only:
-            from epic_search.encoder import Encoder
+        with ExitStack() as opening:
+            place = opening.enter_context(closing(place_of(name, home)))
+            manifest = stored_manifest(place)
+            if encoder is None and not lexical_only:
+                from epic_search.encoder import Encoder
 
-            encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
-        if encoder is not None:
-            manifest.require_encoder(encoder)
-        # The lock comes after the slow part, so that it is held for a short time only.
-        with ExitStack() as opened:
-            lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
-            manifest = Manifest.load(folder)
+                encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
+            if encoder is not None:
+                manifest.require_encoder(encoder)
+            # The lock comes after the slow part, so that it is held for a short time only.
+            lock = opening.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
+            manifest = stored_manifest(place)
             prompt = None
             if encoder is not None:
                 manifest.require_encoder(encoder)
-                prompt = load_prompt(folder, manifest, encoder=encoder)
-            contents = opened.enter_context(Contents(folder, manifest, lock=lock))
-            opened.pop_all()
-        return cls(manifest, encoder, prompt, contents, lock)
+                prompt = place.prompt(manifest, encoder=encoder)
+            contents = opening.enter_context(place.contents(manifest, lock))
+            opened = opening.pop_all()
+        return cls(manifest, encoder, prompt, contents, opened)
 
     @property
     def encoder(self) -> "Encoder":
@@ -203,8 +205,7 @@ class Searcher:
 
     def close(self) -> None:
         """Close the index."""
-        self._contents.close()
-        self._lock.close()
+        self._opened.close()
 
     def __enter__(self) -> "Searcher":
         return self

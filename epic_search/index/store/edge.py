@@ -65,7 +65,13 @@ class EdgeStore:
             env=os.environ | {"RUST_BACKTRACE": "0"},
         )
         try:
-            header = {"path": str(path), "dense": dict(schema.dense), "lexical": schema.lexical, "create": create}
+            header = {
+                "path": str(path),
+                "dense": dict(schema.dense),
+                "lexical": schema.lexical,
+                "quantize": schema.quantize,
+                "create": create,
+            }
             answer, _ = self._exchange({"request": "open"} | header, ())
             if "error" in answer:
                 self._raise_if_disk_full(answer["error"])
