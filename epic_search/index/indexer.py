@@ -13,7 +13,7 @@ import numpy as np
 from epic_search.errors import UserError
 from epic_search.index.corpus import Corpus
 from epic_search.index.document import Document, Problem
-from epic_search.index.fields import Field, inferred, misfit
+from epic_search.index.fields import Field, inferred, misfit, read_texts
 from epic_search.index.filters import FieldType
 from epic_search.index.folder import Home
 from epic_search.index.lexical import average_length
@@ -232,7 +232,10 @@ class _Run:
         # Of two documents with one id the first wins: a stream does not know what is to come, and a second
         # run on the same file chooses the same one and encodes nothing.
         fresh = []
-        for document in filter(self._fits, group):
+        declared: dict[str, FieldType] = {
+            name: typed.type for name, typed in self.manifest.types.items() if not typed.inferred
+        }
+        for document in filter(self._fits, (read_texts(document, declared) for document in group)):
             self.fields.update(document.payload)
             if self.contents.first_sight(document.id):
                 fresh.append(document)

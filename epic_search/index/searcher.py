@@ -11,7 +11,7 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.explanation import Explanation, explain
-from epic_search.index.fields import DOCUMENT_ID, known, path
+from epic_search.index.fields import DOCUMENT_ID, known, path, value_of
 from epic_search.index.filter_parser import parse
 from epic_search.index.filters import And, Compare, FieldType, Filter, renamed
 from epic_search.index.folder import Home
@@ -259,9 +259,7 @@ def _value(match: Match, field: str) -> Hashable:
     """What matches are grouped by: the document's id, or its value of a field, or itself where it has none."""
     if field == DOCUMENT_ID:
         return str(match.payload["id"])
-    value: Any = match.payload.get("payload", {})
-    for key in field.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = value_of(match.payload.get("payload", {}), field)
     return ("id", match.payload["id"]) if value in (None, []) else ("value", json.dumps(value))
 
 
