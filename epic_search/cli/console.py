@@ -14,12 +14,13 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
+from epic_search.cli import settings
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,12 +46,23 @@ _NEEDED = set("\u00ad\u200c\u200d\u200e\u200f")
 class VerbGroup(TyperGroup):
     """A command group in which every verb ends with the same exit codes and sentences."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb, once its options have what environment and configuration file say."""
+        found = super().resolve_command(ctx, args)
+        if found[0] != "config":
+            with suppress(UserError) if ctx.resilient_parsing else nullcontext():  # completing a line, say nothing
+                settings.apply(self, ctx)
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake, Ctrl-C and a closed pipe become exit codes, not tracebacks."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except typer.BadParameter as error:
+            settings.say_origin(error)
+            raise
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             raise typer.Exit(EXIT_USER_ERROR) from error
@@ -68,6 +80,8 @@ class DefaultVerbGroup(TyperGroup):
 
     What was typed is kept in the context, under TYPED.
     """
+
+    has_default_verb = True
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Everything that is no verb is an argument of the first one."""
@@ -92,8 +106,16 @@ def _interruption_hint(verb: str | None) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line: white space becomes one space, and what a terminal would obey becomes U+FFFD."""
-    safe = "".join("\ufffd" if _is_unprintable(c) else c for c in text)
-    return " ".join(safe.split())
+    return " ".join(_safe(text).split())
+
+
+def printable_lines(text: str) -> list[str]:
+    """The lines of `text`, indented as they are, and otherwise as `printable`."""
+    return ["".join(" " if c.isspace() else c for c in _safe(line.expandtabs(4))) for line in text.splitlines()]
+
+
+def _safe(text: str) -> str:
+    return "".join("\ufffd" if _is_unprintable(c) else c for c in text)
 
 
 def _is_unprintable(character: str) -> bool:
@@ -145,6 +167,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_jsonl(value: Any) -> None:
+    """As `print_json`, on one line that a reader at the other end of a pipe gets at once."""
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = (), header: bool = False
 ) -> None:
@@ -174,17 +201,24 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}{printable(value)}" if sys.stdout.isatty() else f"{name}\t{printable(value)}")
 
 
-def print_hits(hits: Sequence[Any], *, query: str) -> None:
-    """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe."""
+def print_hits(hits: Sequence[Any], *, query: str, lead: str | None = None) -> None:
+    """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe.
+
+    `lead` goes before them: a heading on a terminal, a first cell of every line in a pipe.
+    """
     if not sys.stdout.isatty():
+        first = [] if lead is None else [lead]
         for rank, hit in enumerate(hits, 1):
-            cells = [hit.id, hit.title, excerpt(hit.text, query=query, length=PLAIN_EXCERPT)]
-            print(f"{rank}\t{hit.score:.4f}\t" + "\t".join(printable(cell) for cell in cells))
+            shown = excerpt(hit.text, query=query, length=PLAIN_EXCERPT)
+            cells = [*first, str(rank), f"{hit.score:.4f}", hit.id, hit.title, shown]
+            print("\t".join(printable(cell) for cell in cells))
         return
     from rich.text import Text
 
     console = _stdout()
     width = min(console.width, 100)
+    if lead is not None:
+        console.print(Text(f"? {printable(lead)}"))
     for rank, hit in enumerate(hits, 1):
         title = printable(hit.title or hit.id)
         identity = "" if title == printable(hit.id) else f"  {printable(hit.id)}"
@@ -196,6 +230,16 @@ def print_hits(hits: Sequence[Any], *, query: str) -> None:
         body = excerpt(hit.text, query=query, length=EXCERPT_LINES * (width - 12))
         for line in textwrap.wrap(body, width - 11):
             console.print(Text(" " * 11 + line))
+
+
+def print_whole(hit: Any) -> None:
+    """All of a hit: its passage line by line, then the payload."""
+    for name, value in [("id", hit.id), ("score", f"{hit.score:.4f}"), ("title", hit.title)]:
+        if value:
+            print(f"{name}: {printable(value)}")
+    print("", *printable_lines(hit.text), sep="\n")
+    if hit.payload:
+        print("", *printable_lines(json.dumps(hit.payload, indent=2, ensure_ascii=False)), sep="\n")
 
 
 def note(sentence: str) -> None:
@@ -216,8 +260,9 @@ def working(sentence: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(printable(sentence)):
+    with Console(stderr=True).status(Text(printable(sentence))):
         yield
 
 
@@ -234,7 +279,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(compact=True),

@@ -7,7 +7,7 @@ import typer
 
 from epic_search import __version__
 from epic_search.cli import eval as evaluation
-from epic_search.cli import indexes, models, train
+from epic_search.cli import config, indexes, models, train
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
 from epic_search.cli.index import index
@@ -39,12 +39,13 @@ def _epic_search(
 
 
 app.command(no_args_is_help=True)(index)
-app.command(no_args_is_help=True)(query)
+app.command()(query)
 app.command()(demo)
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(train.app, name="train")
 app.add_typer(indexes.app, name="indexes")
 app.add_typer(models.app, name="models")
+app.add_typer(config.app, name="config")
 
 
 def main() -> None:

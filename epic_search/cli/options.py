@@ -16,6 +16,7 @@ Home = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print one line of JSON a query, as soon as it is there.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", envvar="EPIC_SEARCH_DEVICE", help="auto = CUDA where there is one."),

@@ -1,5 +1,6 @@
 """`epic-search query`: ask an index a question."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.converse import answer_lines, converse
 from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def query(
-    text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to search for. Default: ask on a terminal, or read one query a line from a pipe.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +55,7 @@ def query(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
+    jsonl: options.JsonLines = False,
 ) -> None:
     """Find the documents that answer a query, best first.
 
@@ -57,8 +66,10 @@ def query(
     from epic_search.index import home as default_home
     from epic_search.index.prompts import new_prompt
 
-    if not text.strip():
+    if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
+    if json and text is None and not sys.stdin.isatty():
+        raise UserError("--json prints one value and stdin may hold many queries; use --jsonl")
     folder = home or default_home()
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     name = index or latest_index(folder)
@@ -66,9 +77,26 @@ def query(
     loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
     with Searcher.open(name, home=folder, encoder=loaded) as searcher:
         prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=task, demonstrations=demonstrations)
-        hits = searcher.search([text], k=k, prompt=prompt)[0]
-    if json:
-        console.print_json({"index": name, "query": text, "hits": as_json(hits)})
+
+        def search(text: str, k: int) -> "list[Hit]":
+            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"the query {text!r} is not UTF-8; type or save it in that encoding")
+            return searcher.search([text], k=k, prompt=prompt)[0]
+
+        def answer(text: str, hits: "Sequence[Hit]") -> dict[str, Any]:
+            return {"index": name, "query": text, "hits": as_json(hits)}
+
+        if text is None:
+            if sys.stdin.isatty() and not jsonl:
+                converse(search, as_json=answer, k=k, json=json)
+            elif answer_lines(search, as_json=answer, k=k, jsonl=jsonl):
+                raise typer.Exit(console.EXIT_USER_ERROR)
+            return
+        hits = search(text, k)
+    if jsonl:
+        console.print_jsonl(answer(text, hits))
+    elif json:
+        console.print_json(answer(text, hits))
     else:
         console.print_hits(hits, query=text)
 
