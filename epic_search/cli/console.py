@@ -33,6 +33,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a command that the signal ends
 
 EXCERPT_LINES = 3
+READABLE = 14  # characters that a column of text needs at least
 PLAIN_EXCERPT = 200  # characters, where there is no terminal to fit
 
 RATE_SECONDS = 30.0
@@ -177,28 +178,51 @@ def print_table(
 ) -> None:
     """A table on a terminal, tab-separated lines in a pipe; with `header`, the first of them names the columns.
 
-    `numbers` names the right-aligned columns.
+    `numbers` names the right-aligned columns, which are never broken. On a terminal too narrow for the table, each row
+    is a block of fields.
     """
     if not sys.stdout.isatty():
         for row in [columns, *rows] if header else rows:
             print("\t".join(printable(cell) for cell in row))
         return
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    console = _stdout()
+    whole = [max(cell_len(printable(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
+    needed = [n if name in numbers or i == 0 else min(n, READABLE) for i, (name, n) in enumerate(zip(columns, whole, strict=True))]
+    if sum(needed) + len(columns) > console.width:
+        for row in rows:
+            print_fields([(name, cell) for name, cell in zip(columns, row, strict=True) if cell])
+            print()
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for column, least in zip(columns, needed, strict=True):
+        table.add_column(column, justify="right" if column in numbers else "left", min_width=least, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    _stdout().print(table)
+    console.print(table)
 
 
-def print_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one a line: aligned on a terminal, tab-separated in a pipe."""
-    width = max(len(name) for name, _ in fields) + 2
+def print_fields(fields: Sequence[tuple[str, str]], *, width: int = 0) -> None:
+    """Names and values, one a line: wrapped and aligned on a terminal, tab-separated in a pipe.
+
+    `width`: how far the values are indented, where fields that are printed apart are to stand in line.
+    """
+    if not sys.stdout.isatty():
+        for name, value in fields:
+            print(f"{name}\t{printable(value)}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=width)
+    table.add_column(overflow="fold")
     for name, value in fields:
-        print(f"{name:<{width}}{printable(value)}" if sys.stdout.isatty() else f"{name}\t{printable(value)}")
+        table.add_row(Text(printable(name)), Text(printable(value)))
+    _stdout().print(table)
 
 
 def print_hits(hits: Sequence[Any], *, query: str, lead: str | None = None) -> None:

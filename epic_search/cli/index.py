@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.demonstrations import chosen_demonstrations
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ def index(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the index. Default: the file's name.", show_default=False),
+        typer.Option(
+            "--name",
+            "-n",
+            help="Name of the index. Default: the file's name.",
+            show_default=False,
+            autocompletion=complete_index,
+        ),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -38,6 +45,7 @@ def index(
             envvar="EPIC_SEARCH_ENCODER",
             help="Name, folder or hub id of the encoder. Default: the index's own, else epic-mini.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     dim: options.Dim = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.converse import answer_lines, converse
 from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.index import load_encoder
@@ -36,6 +37,7 @@ def query(
             envvar="EPIC_SEARCH_INDEX",
             help="Name of the index. Default: the only one, or the one updated last.",
             show_default=False,
+            autocompletion=complete_index,
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
@@ -49,6 +51,7 @@ def query(
             "-e",
             help="Where the encoder that made the index is now. Default: where it was.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     home: options.Home = None,

@@ -59,7 +59,7 @@ def existing_index(name: str, where: Path | None) -> Path:
     folder = index_folder(name, where)
     if _is_index(folder):
         return folder
-    others = ", ".join(_names(folder.parent)) or "none yet"
+    others = ", ".join(index_names(folder.parent)) or "none yet"
     raise UserError(
         f"no index '{name}' in {folder.parent} (there: {others}); make it with 'epic-search index FILE --name {name}'"
     )
@@ -89,7 +89,7 @@ def make_folder(folder: Path) -> None:
 def list_indexes(where: Path | None = None) -> list[IndexInfo]:
     """All indexes of a home folder, by name."""
     folder = where if where is not None else home()
-    return [_info(folder / name) for name in _names(folder)]
+    return [_info(folder / name) for name in index_names(folder)]
 
 
 def delete_index(name: str, where: Path | None = None) -> None:
@@ -108,7 +108,8 @@ def delete_index(name: str, where: Path | None = None) -> None:
             folder.rmdir()
 
 
-def _names(folder: Path) -> list[str]:
+def index_names(folder: Path) -> list[str]:
+    """The names of the indexes in a home folder, in order."""
     return sorted(path.name for path in folder.iterdir() if _is_index(path)) if folder.is_dir() else []
 
 
