@@ -1,4 +1,4 @@
-"""`epic-search indexes`: what is indexed, and how to remove it."""
+"""`epic-search indexes`: what is indexed, and how to remove it; its other verbs are in files of their own."""
 
 import sys
 from typing import Annotated
@@ -6,9 +6,13 @@ from typing import Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.indexes_export import export
+from epic_search.cli.indexes_repair import repair
+from epic_search.cli.indexes_show import show
+from epic_search.cli.indexes_verify import verify
 from epic_search.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="List or delete indexes.")
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, repair, export or delete indexes.")
 
 
 @app.command("list")
@@ -58,9 +62,13 @@ def list_(home: options.Home = None, json: options.Json = False) -> None:
     console.print_table(columns, rows, numbers=["documents", "passages", "demonstrations", "size"])
 
 
+for verb in (show, verify, repair, export):
+    app.command(no_args_is_help=True)(verb)
+
+
 @app.command(no_args_is_help=True)
 def delete(
-    name: Annotated[str, typer.Argument(help="The index to delete.")],
+    name: options.IndexName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     home: options.Home = None,
 ) -> None:

@@ -13,6 +13,7 @@ from epic_search.index.lock import LOCK_FILE, Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.prompts import PROMPT_FILE
 
+ASIDE_FOLDER = "aside"  # damaged files that a repair has set aside
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -100,7 +101,8 @@ def delete_index(name: str, where: Path | None = None) -> None:
     """
     folder = existing_index(name, where)
     with Lock(folder):
-        shutil.rmtree(folder / STORE_FOLDER, ignore_errors=True)
+        for inside in (STORE_FOLDER, ASIDE_FOLDER):
+            shutil.rmtree(folder / inside, ignore_errors=True)
         for name in (LIST_FILE, PROMPT_FILE, MANIFEST_FILE, LOCK_FILE):
             for file in (f"{name}-journal", f"{name}.tmp", name):
                 (folder / file).unlink(missing_ok=True)
