@@ -191,7 +191,10 @@ def print_table(
 
     console = _stdout()
     whole = [max(cell_len(printable(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
-    needed = [n if name in numbers or i == 0 else min(n, READABLE) for i, (name, n) in enumerate(zip(columns, whole, strict=True))]
+    needed = [
+        length if name in numbers or name == columns[0] else min(length, READABLE)
+        for name, length in zip(columns, whole, strict=True)
+    ]
     if sum(needed) + len(columns) > console.width:
         for row in rows:
             print_fields([(name, cell) for name, cell in zip(columns, row, strict=True) if cell])

@@ -107,7 +107,9 @@ def _software() -> Iterator[Finding]:
     yield Finding("qdrant engine", f"qdrant-edge-py {version('qdrant-edge-py')}", "embedded")
     try:
         file = settings.config_file()
-        yield Finding("configuration", str(file) if file else "none", "" if file else f"would be {settings.user_file()}")
+        yield Finding(
+            "configuration", str(file) if file else "none", "" if file else f"would be {settings.user_file()}"
+        )
     except UserError as error:
         yield Finding("configuration", str(error), state="problem", hint="epic-search config path")
 
@@ -149,7 +151,9 @@ def _home(folder: Path) -> Iterator[Finding]:
     yield Finding("indexes", f"{len(found)}", ", ".join(f"{info.name} {info.status}" for info in found))
     for info in found:
         if info.problem:
-            yield Finding(f"index {info.name}", "unreadable", info.problem, "problem", f"epic-search indexes verify {info.name}")
+            yield Finding(
+                f"index {info.name}", "unreadable", info.problem, "problem", f"epic-search indexes verify {info.name}"
+            )
 
 
 def _cache() -> Iterator[Finding]:

@@ -72,7 +72,9 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
         return
     part = out.with_name(f"{out.name}.part")
     try:
-        with gzip.open(part, "wt", encoding="utf-8") if out.suffix == ".gz" else part.open("w", encoding="utf-8") as file:
+        with (
+            gzip.open(part, "wt", encoding="utf-8") if out.suffix == ".gz" else part.open("w", encoding="utf-8") as file
+        ):
             yield file
         part.replace(out)
     except OSError as error:

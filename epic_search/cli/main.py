@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from epic_search import __version__
-from epic_search.cli import eval as evaluation
 from epic_search.cli import config, indexes, models, train
+from epic_search.cli import eval as evaluation
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
 from epic_search.cli.doctor import doctor

@@ -173,7 +173,8 @@ class _Reading:
                 yield setting, self._typed(".".join(inner), value, setting)
             elif inner in self.tables:
                 if not isinstance(value, dict):
-                    raise UserError(f"{self.path}: {'.'.join(inner)} is a command; write its options in a table [{key}]")
+                    name = ".".join(inner)
+                    raise UserError(f"{self.path}: {name} is a command; write its options in a table [{name}]")
                 yield from self._table(inner, value)
             elif command or _dashed(key) not in self.shared:
                 raise self._unknown(command, key)

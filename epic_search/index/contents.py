@@ -3,7 +3,8 @@
 The list is the truth. A chunk is stored in four steps, and a crash between any two loses nothing listed: note
 the new points as doomed; write and flush them; in one transaction list the new versions and doom the points
 of those they replace; delete the doomed. Opening deletes what a crash left doomed. After that the store holds
-exactly the listed points; one that does not is damaged. Each document's checksum is listed, too, where this version stored it.
+exactly the listed points; one that does not is damaged. Documents that were stored since there are checksums have one
+in the list.
 """
 
 import shutil
@@ -22,7 +23,7 @@ from epic_search.index.checksum import MASK, checksum
 from epic_search.index.disk import disk_full, disk_usage, require_space
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point
+from epic_search.index.store.protocol import Point, Schema
 
 if TYPE_CHECKING:
     from epic_search.index.lock import Lock
@@ -66,7 +67,7 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
-            self.store: VectorStore = self._open_store(manifest.dim, lock)
+            self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
                 stored = self.store.count()
@@ -118,7 +119,7 @@ class Contents:
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
         points = [point for cut in chunk for point in _points(cut)]
-        self.store.upsert(points, vectors_PE)
+        self.store.upsert(points, {"": vectors_PE})
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -126,7 +127,8 @@ class Contents:
             old_documents, old_passages = self._totals(replaced, ids)
             self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {replaced}", ids)
             self._list.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", rows)
-            self._list.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?, ?)", _checksums(chunk, points, vectors_PE))
+            sums = _checksums(chunk, points, vectors_PE)
+            self._list.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?, ?)", sums)
             self._list.executemany("DELETE FROM doomed WHERE id = ? AND version = ?", [row[:2] for row in rows])
         self.documents += len(rows) - old_documents
         self.passages += len(vectors_PE) - old_passages
@@ -194,7 +196,7 @@ class Contents:
         require_space(self.folder, disk_usage(self.folder / STORE_FOLDER))
         self.store.optimize()
 
-    def _open_store(self, dim: int, lock: "Lock") -> EdgeStore:
+    def _open_store(self, manifest: "Manifest", lock: "Lock") -> EdgeStore:
         path = self.folder / STORE_FOLDER
         with self._readable():
             is_new = self.documents == 0 and self._totals("FROM doomed")[0] == 0
@@ -203,7 +205,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, dim=dim, create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=Schema({"": manifest.dim}), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 

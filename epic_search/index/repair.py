@@ -82,15 +82,17 @@ class _Repairer:
             return str(error)
         if said != "ok":
             return str(said)
-        return f"it lists none of {self.manifest.documents:,} documents" if self.manifest.documents > documents == 0 else ""
+        return (
+            f"it lists none of {self.manifest.documents:,} documents"
+            if self.manifest.documents > documents == 0
+            else ""
+        )
 
     def _attempt(self) -> str:
         """Repair the contents of a store that can be read; returns why it cannot, or ""."""
         with ExitStack() as opened:
             try:
-                contents = opened.enter_context(
-                    Contents(self.folder, self.manifest, lock=self.lock, complete=False)
-                )
+                contents = opened.enter_context(Contents(self.folder, self.manifest, lock=self.lock, complete=False))
                 found = audit(contents, progress=self.progress)
             except (UserError, RuntimeError) as error:
                 return str(error)

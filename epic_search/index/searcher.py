@@ -15,7 +15,7 @@ from epic_search.index.folder import existing_index
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.prompts import load_prompt
-from epic_search.index.store.protocol import Match, first_bad_vector
+from epic_search.index.store.protocol import Match, StoreQuery, first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -105,7 +105,8 @@ class Searcher:
             limit = min(limit, self._contents.passages)
             if limit == 0:
                 break
-            found = self._contents.store.search(vectors_QE[open_queries], limit=limit, fields=fields)
+            queries = [StoreQuery(vectors_QE[query]) for query in open_queries]
+            found = self._contents.store.search(queries, limit=limit, fields=fields)
             for query, matches in zip(open_queries, found, strict=True):
                 hits[query] = _best_per_document(matches)[:k]
             if limit == self._contents.passages:
