@@ -60,7 +60,7 @@ def export(
     if done.joined:
         console.note(
             f"the texts of {done.joined:,} documents were put together from their passages; "
-            "white space may differ from the original"
+            "white space and long repetitions may differ from the original"
         )
 
 

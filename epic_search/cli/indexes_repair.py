@@ -55,7 +55,7 @@ def repair(
     elif not done.done and not done.declined:
         print(f"index {name!r}: nothing to repair")
     else:
-        print(f"index {name!r}: {len(done.done)} steps done, {len(done.declined)} left undone")
+        print(f"index {name!r}: steps done: {len(done.done)}, left undone: {len(done.declined)}")
     if done.declined and not sys.stdin.isatty():
         console.note("nothing of this was done, as it needs a yes; add --yes")
     lost = _tell_losses(done)
@@ -69,7 +69,7 @@ def repair(
 def _tell_losses(done: "Repair") -> bool:
     if not done.lost and not done.lost_all:
         return False
-    console.note("all documents were lost" if done.lost_all else f"{len(done.lost):,} documents were lost:")
+    console.note("all documents were lost" if done.lost_all else f"documents that were lost: {len(done.lost):,}")
     for id in done.lost[:SHOWN]:
         console.note(f"  {id}")
     if (more := len(done.lost) - SHOWN) > 0:

@@ -251,7 +251,8 @@ class Contents:
     def _damaged(self, what: str) -> UserError:
         name = self.folder.name
         return UserError(
-            f"index '{name}' is damaged ({what}); delete it with 'epic-search indexes delete {name}' and index again"
+            f"index '{name}' is damaged ({what}); put it right with 'epic-search indexes repair {name}', or delete it "
+            f"with 'epic-search indexes delete {name}' and index again"
         )
 
 

@@ -45,6 +45,10 @@ def repair_index(name: str, *, agree: Agree, home: Path | None = None, progress:
         return _Repairer(folder, manifest, lock, agree, progress).repair()
 
 
+class _Unopened(Exception):
+    """The store does not open."""
+
+
 class _Repairer:
     def __init__(self, folder: Path, manifest: Manifest, lock: Lock, agree: Agree, progress: Progress | None) -> None:
         self.folder = folder
@@ -58,19 +62,24 @@ class _Repairer:
         """First the list, then whether the store opens, then what is in it."""
         if reason := self._list_damage():
             self._give_up(f"the list of documents cannot be used ({reason})")
-        elif reason := self._attempt():
+            return self.report
+        try:
+            self._repair_contents()
+        except _Unopened as error:
             # What was flushed is in the store's segments, and nothing is listed before it is flushed: the log holds
             # nothing that is listed. One request in it that makes the engine fail makes it fail at every opening.
             wal = self.folder / STORE_FOLDER / WAL_FOLDER
-            step = f"the store cannot be read ({reason}): set its log aside, which holds nothing that is listed"
-            if wal.is_dir() and any(wal.iterdir()):
-                if not self._step(step):
-                    return self.report
+            if not wal.is_dir():
+                self._give_up(f"the store cannot be opened ({error})")
+            elif self._step(
+                f"set the store's log aside: nothing in it is listed, and the store does not open ({error})"
+            ):
                 self._set_aside(wal)
                 wal.mkdir()
-                reason = self._attempt()
-            if reason:
-                self._give_up(f"the store cannot be read ({reason})")
+                try:
+                    self._repair_contents()
+                except _Unopened as other:
+                    self._give_up(f"the store does not open without its log either ({other})")
         return self.report
 
     def _list_damage(self) -> str:
@@ -88,14 +97,19 @@ class _Repairer:
             else ""
         )
 
-    def _attempt(self) -> str:
-        """Repair the contents of a store that can be read; returns why it cannot, or ""."""
+    def _repair_contents(self) -> None:
+        """Repair what is in list and store; raises _Unopened where the store does not open."""
         with ExitStack() as opened:
             try:
                 contents = opened.enter_context(Contents(self.folder, self.manifest, lock=self.lock, complete=False))
+            except UserError as error:
+                raise _Unopened(error.__cause__ or error) from error
+            try:
                 found = audit(contents, progress=self.progress)
-            except (UserError, RuntimeError) as error:
-                return str(error)
+            except UserError as error:
+                opened.close()
+                self._give_up(f"the store cannot be read ({error})")
+                return
             lost = found.lost
             unlisted = found.unlisted
             if unlisted and self._step(f"delete {len(unlisted):,} passages of the store that are not listed"):
@@ -113,10 +127,9 @@ class _Repairer:
                 or self._step(f"set the manifest's counts to {counts[0]:,} documents and {counts[1]:,} passages")
             ):
                 self._save_manifest(*counts)
-        return ""
 
     def _give_up(self, reason: str) -> None:
-        if not self._step(f"{reason}: set list and store aside; every document must be indexed again"):
+        if not self._step(f"set list and store aside, so that every document must be indexed again: {reason}"):
             return
         for name in (LIST_FILE, f"{LIST_FILE}-journal", STORE_FOLDER):
             if (self.folder / name).exists():

@@ -106,7 +106,7 @@ def verify_index(
             sound = [stored for stored in result.sample if stored.point.payload["id"] not in {*result.lost}]
             found.searched = len(sound[:SEARCHED])
             found.faults += _search_faults(contents, sound[:SEARCHED])
-        except (UserError, RuntimeError) as error:  # what the files or the engine say when they cannot be read
+        except UserError as error:
             found.faults.append(Fault(str(error)))
             return found
     if encode and load is not None and sound:

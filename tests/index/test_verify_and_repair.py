@@ -12,7 +12,7 @@ import pytest
 from index_helpers import stored
 
 from epic_search.errors import UserError
-from epic_search.index import index_corpus
+from epic_search.index import Searcher, index_corpus
 from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.lock import Lock
@@ -184,7 +184,7 @@ def test_declining_sets_nothing_aside(indexed, home):
     for file in indexed.glob("store/wal/open-*"):
         file.write_bytes(b"garbage" * 1000)
     report = repair_index("test", home=home, agree=lambda step: False)
-    assert len(report.declined) == 1 and "set its log aside" in report.declined[0]
+    assert len(report.declined) == 1 and "set the store's log aside" in report.declined[0]
     assert not report.done and not (indexed / "aside").exists()
     assert repair_index("test", home=home, agree=yes).lost == []
     assert verify(home).passages == COUNT
@@ -239,3 +239,13 @@ def test_checksums_survive_the_engine_s_numbers(tmp_path):
     for point, vector_E in zip(points, vectors_PE, strict=True):
         back = found[point.id]
         assert checksum(back.point, back.dense[""]) == checksum(point, vector_E)
+
+
+def test_a_search_that_meets_damage_says_so(indexed, encoder, home):
+    for file in indexed.glob("store/segments/*/vector_storage/vectors/chunk_0.mmap"):
+        cut(file, 0.01)
+    with (
+        Searcher.open("test", home=home, encoder=encoder) as searcher,
+        pytest.raises(UserError, match=r"cannot be read: .*epic-search indexes verify test"),
+    ):
+        searcher.search(["river"])
