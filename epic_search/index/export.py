@@ -1,8 +1,8 @@
 """The documents of an index as JSON lines that can be indexed again, and their vectors beside them if asked for.
 
 A line is the document: `_id`, `title`, `text` and everything else that came with it. The text of one passage is as it
-came in. One of several passages is put together where each repeats the end of the one before. Long repetitions inside it
-may come out shorter, and white space around it is gone.
+came in. One of several passages is put together where each repeats the end of the one before: long repetitions inside
+it may come out shorter, and white space around it is gone.
 """
 
 import json

@@ -45,8 +45,13 @@ def test_verify_and_repair(indexed: Run, corpus: Path, tmp_path: Path) -> None:
     assert sound.startswith(
         "index 'corpus': sound; 3 passages read, 3 searched for, 3 encoded again (lowest cosine 1.0"
     )
-    (page,) = (tmp_path / "indexes" / "corpus" / "store").glob("segments/*/payload_storage/page_0.dat")
-    page.write_bytes(page.read_bytes().replace(b"Remove a file.", b"Delete a file."))
+    dim = json.loads((tmp_path / "indexes" / "corpus" / "manifest.json").read_text())["dim"]
+    (vectors,) = (tmp_path / "indexes" / "corpus" / "store").glob("segments/*/vector_storage/vectors/chunk_0.mmap")
+    with vectors.open("r+b") as file:  # the last bit of the second vector's first number
+        file.seek(4 * dim)
+        (byte,) = file.read(1)
+        file.seek(4 * dim)
+        file.write(bytes([byte ^ 1]))
     damaged = indexed("indexes", "verify", "corpus", "--encode", 0, code=1)
     assert "- 1 of 3 documents differ from what was stored (checksum)\n    2\n" in damaged.stdout
     assert "epic-search indexes repair corpus" in damaged.stderr
