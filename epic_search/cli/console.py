@@ -13,7 +13,7 @@ import textwrap
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ EXCERPT_LINES = 3
 READABLE = 14  # characters that a column of text needs at least
 PLAIN_EXCERPT = 200  # characters, where there is no terminal to fit
 
+POINTED_BEFORE = 40  # characters of a text that are shown before the one pointed at, and after it
 RATE_SECONDS = 30.0
 
 # Control characters (escape sequences), format characters (bidirectional overrides) and lone surrogates;
@@ -66,6 +67,8 @@ class VerbGroup(TyperGroup):
             raise
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
+            if error.pointer is not None:
+                print(textwrap.indent(pointed(*error.pointer), "  "), file=sys.stderr)
             raise typer.Exit(EXIT_USER_ERROR) from error
         except (KeyboardInterrupt, typer.Abort) as error:
             print(f"interrupted: {_interruption_hint(ctx.invoked_subcommand)}", file=sys.stderr)
@@ -117,6 +120,13 @@ def printable_lines(text: str) -> list[str]:
 
 def _safe(text: str) -> str:
     return "".join("\ufffd" if _is_unprintable(c) else c for c in text)
+
+
+def pointed(text: str, position: int) -> str:
+    """Two lines: `text` on the first, or as much of it as fits around the character, and a caret under that."""
+    safe = "".join("\ufffd" if _is_unprintable(c) else " " if c.isspace() else c for c in text)
+    first = max(0, position - POINTED_BEFORE)
+    return f"{safe[first : first + 2 * POINTED_BEFORE]}\n{' ' * (position - first)}^"
 
 
 def _is_unprintable(character: str) -> bool:
@@ -228,16 +238,18 @@ def print_fields(fields: Sequence[tuple[str, str]], *, width: int = 0) -> None:
     _stdout().print(table)
 
 
-def print_hits(hits: Sequence[Any], *, query: str, lead: str | None = None) -> None:
+def print_hits(hits: Sequence[Any], *, query: str, offset: int = 0, lead: str | None = None) -> None:
     """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe.
 
-    `lead` goes before them: a heading on a terminal, a first cell of every line in a pipe.
+    `offset`: how many better ones were left out. Explained hits have a line, or a cell in a pipe, more. `lead` goes
+    before all of them: a heading on a terminal, a first cell of every line in a pipe.
     """
     if not sys.stdout.isatty():
         first = [] if lead is None else [lead]
-        for rank, hit in enumerate(hits, 1):
+        for rank, hit in enumerate(hits, offset + 1):
             shown = excerpt(hit.text, query=query, length=PLAIN_EXCERPT)
             cells = [*first, str(rank), f"{hit.score:.4f}", hit.id, hit.title, shown]
+            cells += [] if hit.explanation is None else [_explanation(hit.explanation)]
             print("\t".join(printable(cell) for cell in cells))
         return
     from rich.text import Text
@@ -246,7 +258,7 @@ def print_hits(hits: Sequence[Any], *, query: str, lead: str | None = None) -> N
     width = min(console.width, 100)
     if lead is not None:
         console.print(Text(f"? {printable(lead)}"))
-    for rank, hit in enumerate(hits, 1):
+    for rank, hit in enumerate(hits, offset + 1):
         title = printable(hit.title or hit.id)
         identity = "" if title == printable(hit.id) else f"  {printable(hit.id)}"
         head = Text.assemble(
@@ -257,6 +269,29 @@ def print_hits(hits: Sequence[Any], *, query: str, lead: str | None = None) -> N
         body = excerpt(hit.text, query=query, length=EXCERPT_LINES * (width - 12))
         for line in textwrap.wrap(body, width - 11):
             console.print(Text(" " * 11 + line))
+        if hit.explanation is not None:
+            for line in textwrap.wrap(printable(_explanation(hit.explanation)), width - 11):
+                console.print(Text(" " * 11 + line, style="dim"))
+
+
+def _explanation(explanation: Any) -> str:
+    places = [
+        f"{name}: rank {place.rank}, score {place.score:.3f}"
+        for name, place in (("dense", explanation.dense), ("lexical", explanation.lexical))
+        if place is not None
+    ]
+    return "; ".join([*places, f"words: {', '.join(explanation.words) or 'none'}"])
+
+
+def print_facets(facets: Mapping[str, Sequence[tuple[Any, int]]]) -> None:
+    """How many documents have each value of a field: a line a field, or `facet, field, value, documents` in a pipe."""
+    for field, counts in facets.items():
+        shown = [(json.dumps(value) if isinstance(value, bool) else str(value), count) for value, count in counts]
+        if sys.stdout.isatty():
+            print(f"{printable(field)}: " + ", ".join(f"{printable(value)} ({count:,})" for value, count in shown))
+        else:
+            for value, count in shown:
+                print(f"facet\t{printable(field)}\t{printable(value)}\t{count}")
 
 
 def print_whole(hit: Any) -> None:

@@ -6,10 +6,10 @@ answer and never cuts off a request to the store.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,6 @@ from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.index import Hit
-
-    Search = Callable[[str, int], Sequence[Hit]]
-    AsJson = Callable[[str, Sequence[Hit]], dict[str, Any]]
 
 HISTORY_LINES = 1000
 HELP = """\
@@ -32,11 +29,30 @@ Type a query and press Enter. A line that begins with ':' is a command (put a sp
 Ctrl-C gives up a query, Ctrl-D ends."""
 
 
-def answer_lines(search: "Search", *, as_json: "AsJson", k: int, jsonl: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an index says to a query. `offset`: how many better hits were left out; `json`: all of it, for scripts."""
+
+    query: str
+    hits: "Sequence[Hit]"
+    facets: "Mapping[str, Sequence[tuple[Any, int]]]"
+    offset: int
+    json: dict[str, Any]
+
+    def print(self, *, lead: str | None = None) -> None:
+        """Hits, then facets, for a person or a pipe (see `console.print_hits`)."""
+        console.print_hits(self.hits, query=self.query, offset=self.offset, lead=lead)
+        console.print_facets(self.facets)
+
+
+Ask = Callable[[str, int], Answer]  # query, k
+
+
+def answer_lines(ask: Ask, *, k: int, jsonl: bool) -> int:
     """Answer each line of stdin as it comes; returns how many could not be answered.
 
-    With `jsonl` every line that is not blank gets one JSON object, in order: `as_json` of the query and its hits, or
-    `{"query", "error"}`. Otherwise hits are printed as for a single query, each line of them led by the query.
+    With `jsonl` every line that is not blank gets one JSON object, in order: the answer's, or `{"query", "error"}`.
+    Otherwise hits are printed as for a single query, each line of them led by the query.
     """
     failures = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
@@ -44,7 +60,7 @@ def answer_lines(search: "Search", *, as_json: "AsJson", k: int, jsonl: bool) ->
         if not query:
             continue
         try:
-            hits = search(query, k)
+            answer = ask(query, k)
         except UserError as error:
             failures += 1
             console.note(f"error: line {number}: {error}")
@@ -52,18 +68,18 @@ def answer_lines(search: "Search", *, as_json: "AsJson", k: int, jsonl: bool) ->
                 console.print_jsonl({"query": query, "error": str(error)})
             continue
         if jsonl:
-            console.print_jsonl(as_json(query, hits))
+            console.print_jsonl(answer.json)
         else:
-            console.print_hits(hits, query=query, lead=query)
+            answer.print(lead=query)
             sys.stdout.flush()
     return failures
 
 
-def converse(search: "Search", *, as_json: "AsJson", k: int, json: bool) -> None:
+def converse(ask: Ask, *, k: int, json: bool) -> None:
     """Ask for queries on the terminal until Ctrl-D."""
     console.note("type a query; :help lists the commands, Ctrl-D ends")
     with ThreadPoolExecutor(max_workers=1) as worker, _history():
-        conversation = _Conversation(search, as_json, k, json, worker)
+        conversation = _Conversation(ask, k, json, worker)
         while True:
             try:
                 line = _ask()
@@ -80,25 +96,23 @@ def converse(search: "Search", *, as_json: "AsJson", k: int, json: bool) -> None
 
 @dataclass
 class _Conversation:
-    search: "Search"
-    as_json: "AsJson"
+    ask: Ask
     k: int
     json: bool
     worker: ThreadPoolExecutor
-    hits: "Sequence[Hit]" = field(default_factory=list)
+    last: Answer | None = None
 
     def reply(self, line: str) -> None:
         if line.startswith(":"):
             self._command(*line[1:].split())
             return
-        query = line.strip()
-        self.hits = self.worker.submit(self.search, query, self.k).result()
+        self.last = self.worker.submit(self.ask, line.strip(), self.k).result()
         if self.json:
-            console.print_json(self.as_json(query, self.hits))
-        elif self.hits:
-            console.print_hits(self.hits, query=query)
+            console.print_json(self.last.json)
         else:
-            console.note("nothing found")
+            self.last.print()
+            if not self.last.hits:
+                console.note("nothing found")
 
     def _command(self, name: str = "", *values: str) -> None:
         match name, values:
@@ -108,18 +122,20 @@ class _Conversation:
                 self.json = not self.json
                 console.note("answers are JSON now" if self.json else "answers are text now")
             case "k", (number,):
-                self.k = _number(number, most=None, what=":k")
+                self.k = _number(number, what=":k")
             case "open", (number,):
-                if not self.hits:
+                if self.last is None or not self.last.hits:
                     raise UserError("there is no hit to open yet; ask something first")
-                console.print_whole(self.hits[_number(number, most=len(self.hits), what=":open") - 1])
+                first = self.last.offset + 1
+                rank = _number(number, what=":open", least=first, most=self.last.offset + len(self.last.hits))
+                console.print_whole(self.last.hits[rank - first])
             case _:
                 raise UserError(f"':{' '.join([name, *values])}' is no command; :k N, :open N, :json and :help are")
 
 
-def _number(text: str, *, most: int | None, what: str) -> int:
-    if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
-        raise UserError(f"{what} {text}: give a number from 1{f' to {most}' if most else ''}, as in {what} 3")
+def _number(text: str, *, what: str, least: int = 1, most: int | None = None) -> int:
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        raise UserError(f"{what} {text}: give a number from {least}{f' to {most}' if most else ''}")
     return int(text)
 
 

@@ -1,5 +1,6 @@
 """`epic-search indexes repair`: put right what can be, and say what was lost."""
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from epic_search.cli import console, options
 
 if TYPE_CHECKING:
+    from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index.repair import Repair
 
 EXIT_NOT_WHOLE = 1
@@ -20,8 +22,13 @@ def repair(
     name: options.IndexName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do every step without asking.")] = False,
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="Index this corpus afterwards, which brings back what was lost.", dir_okay=False),
+        str | None,
+        typer.Option(
+            "--source",
+            help="Index this corpus afterwards, which brings back what was lost. (One that needs --id-field and the "
+            "like: leave this out, and use epic-search index.)",
+            show_default=False,
+        ),
     ] = None,
     home: options.Home = None,
     device: options.Device = "auto",
@@ -74,14 +81,17 @@ def _tell_losses(done: "Repair") -> bool:
         console.note(f"  {id}")
     if (more := len(done.lost) - SHOWN) > 0:
         console.note(f"  and {more:,} more (--json names all)")
-    console.note(f"index them again with: epic-search index {done.source or 'CORPUS'} --name {done.name}")
+    sources = shlex.join(done.source.split(", ")) if done.source else "CORPUS"
+    console.note(f"index them again with: epic-search index {sources} --name {done.name}")
     return True
 
 
-def _index_again(done: "Repair", source: Path, home: Path, device: str, dtype: str) -> None:
+def _index_again(done: "Repair", source: str, home: Path, device: "Device", dtype: "Dtype") -> None:
     from epic_search.cli.index import load_encoder, print_report, run
+    from epic_search.index import Corpus
     from epic_search.index.manifest import Manifest
 
     manifest = Manifest.load(home / done.name)
-    encoder = load_encoder(manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)  # type: ignore[arg-type]
-    print_report(run(source, name=done.name, encoder=encoder, home=home))
+    with Corpus(source, tell=console.note) as corpus:
+        encoder = load_encoder(manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
+        print_report(run(corpus, name=done.name, encoder=encoder, home=home))

@@ -41,7 +41,8 @@ def show(name: options.IndexName, home: options.Home = None, json: options.Json 
         "cut_to": manifest.cut_to,
         "task": manifest.task,
         "demonstrations": [pair.model_dump() for pair in manifest.demonstrations],
-        "fields": manifest.fields,
+        "fields": {name: manifest.types[name].type if name in manifest.types else None for name in manifest.fields},
+        "lexical": manifest.lexical is not None,
         "source": manifest.source,
         "source_state": _source_state(manifest),
         "created": manifest.created,
@@ -57,7 +58,8 @@ def show(name: options.IndexName, home: options.Home = None, json: options.Json 
     }
     shown["encoder_loadable"] = "yes" if loadable else "no"
     shown["demonstrations"] = "; ".join(f"{pair.query} -> {pair.passage}" for pair in manifest.demonstrations)
-    shown["fields"] = ", ".join(map(str, manifest.fields))
+    shown["fields"] = ", ".join(f"{name}:{type}" if type else name for name, type in found["fields"].items())
+    shown["lexical"] = "yes" if found["lexical"] else "no"
     console.print_fields(
         [(key.replace("_", " "), str(value)) for key, value in shown.items() if value not in (None, "", 0)]
     )
@@ -80,12 +82,15 @@ def _loadable(manifest: "Manifest") -> tuple[bool, str | None]:
 
 
 def _source_state(manifest: "Manifest") -> str | None:
-    """Whether the file that was indexed last has been written since."""
-    if not manifest.source:
+    """Whether a file that was indexed last, or one in a folder that was, has been written since."""
+    sources = [Path(name) for name in manifest.source.split(", ") if name]
+    if not sources:
         return None
-    source = Path(manifest.source)
-    if not source.is_file():
-        return "not a file that is there now"
+    if missing := [source for source in sources if not source.exists()]:
+        return f"{missing[0]} is not a file or folder that is there now"
+    files = (file for source in sources for file in ([source] if source.is_file() else source.rglob("*")))
     # The manifest keeps whole seconds.
-    changed = int(source.stat().st_mtime) > datetime.fromisoformat(manifest.updated).timestamp()
-    return "changed since it was indexed" if changed else "not changed since it was indexed"
+    indexed = datetime.fromisoformat(manifest.updated).timestamp()
+    if any(int(file.stat().st_mtime) > indexed for file in files if file.is_file()):
+        return "changed since it was indexed"
+    return "not changed since it was indexed"

@@ -3,13 +3,13 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.completion import complete_encoder, complete_index
-from epic_search.cli.converse import answer_lines, converse
+from epic_search.cli.converse import Answer, answer_lines, converse
 from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
@@ -41,6 +41,47 @@ def query(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out so many of the best: 10 is the second page of 10.")] = 0,
+    mode: Annotated[
+        Literal["hybrid", "dense", "lexical"] | None,
+        typer.Option(
+            "--mode",
+            "-m",
+            help="Rank by meaning (dense), by words (lexical: BM25, no model is loaded), or fuse both rankings. "
+            "Default: hybrid where the index has words.",
+            show_default=False,
+        ),
+    ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", "-f", help="Only documents that pass: 'year>=2020 and lang in (en, de)'.", show_default=False
+        ),
+    ] = None,
+    facet: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--facet",
+            help="Count the documents that pass the filter by their value of a field; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    group_by: Annotated[
+        str,
+        typer.Option("--group-by", metavar="document|FIELD", help="The best hit of each document, or of each value."),
+    ] = "document",
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            help="Leave out hits of a lower score: the cosine (dense), BM25 (lexical), or the sum of reciprocal ranks, "
+            "about 0.03 at most (hybrid).",
+            show_default=False,
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say where each ranking has a hit, and which words it matches.")
+    ] = False,
     task: options.Task = None,
     demos: options.Demonstrations = None,
     no_demos: options.NoDemonstrations = False,
@@ -68,6 +109,7 @@ def query(
     from epic_search.index import Searcher
     from epic_search.index import home as default_home
     from epic_search.index.prompts import new_prompt
+    from epic_search.index.searcher import SCORES
 
     if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
@@ -77,36 +119,65 @@ def query(
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     name = index or latest_index(folder)
     manifest = made_by(name, folder)
-    loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    with Searcher.open(name, home=folder, encoder=loaded) as searcher:
-        prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=task, demonstrations=demonstrations)
+    loaded = None
+    if mode != "lexical":
+        loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
+    elif task is not None or demonstrations is not None:
+        raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
+    with Searcher.open(name, home=folder, encoder=loaded, lexical_only=loaded is None) as searcher:
+        prompt = None
+        if loaded is not None:
+            prompt = new_prompt(searcher.manifest, encoder=loaded, task=task, demonstrations=demonstrations)
 
-        def search(text: str, k: int) -> "list[Hit]":
-            if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+        def ask(text: str, k: int) -> Answer:
+            if any("\ud800" <= c <= "\udfff" for c in text):
                 raise UserError(f"the query {text!r} is not UTF-8; type or save it in that encoding")
-            return searcher.search([text], k=k, prompt=prompt)[0]
-
-        def answer(text: str, hits: "Sequence[Hit]") -> dict[str, Any]:
-            return {"index": name, "query": text, "hits": as_json(hits)}
+            chosen = searcher.mode(mode)
+            if chosen == "hybrid" and not searcher.has_words(text):
+                console.note("the query has only stop words: its hits are ranked by meaning alone")
+                chosen = "dense"
+            hits = searcher.search(
+                [text],
+                k=k,
+                offset=offset,
+                mode=chosen,
+                prompt=prompt,
+                filter=filter,
+                min_score=min_score,
+                group_by=group_by,
+                explained=explain,
+            )[0]
+            facets = searcher.facets(facet or [], filter=filter)
+            counted = {
+                field: [{"value": value, "documents": count} for value, count in counts]
+                for field, counts in facets.items()
+            }
+            asked = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
+            return Answer(
+                text, hits, facets, offset, asked | {"hits": as_json(hits)} | ({"facets": counted} if facet else {})
+            )
 
         if text is None:
             if sys.stdin.isatty() and not jsonl:
-                converse(search, as_json=answer, k=k, json=json)
-            elif answer_lines(search, as_json=answer, k=k, jsonl=jsonl):
+                converse(ask, k=k, json=json)
+            elif answer_lines(ask, k=k, jsonl=jsonl):
                 raise typer.Exit(console.EXIT_USER_ERROR)
             return
-        hits = search(text, k)
+        answer = ask(text, k)
     if jsonl:
-        console.print_jsonl(answer(text, hits))
+        console.print_jsonl(answer.json)
     elif json:
-        console.print_json(answer(text, hits))
+        console.print_json(answer.json)
     else:
-        console.print_hits(hits, query=text)
+        answer.print()
 
 
 def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """Hits as `{"id", "score", "title", "text", "payload"}`, best first."""
-    return [asdict(hit) for hit in hits]
+    """Hits as `{"id", "score", "title", "text", "payload"}`, with an "explanation" where asked for, best first."""
+    return [
+        {name: value for name, value in asdict(hit).items() if name != "explanation" or value is not None}
+        for hit in hits
+    ]
 
 
 def latest_index(folder: Path) -> str:

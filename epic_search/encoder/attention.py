@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epic_search.encoder.products import attention_by_products
+
 PACKED = "packed"
 
 
@@ -42,7 +44,11 @@ def packed_attention(
     assert attention_mask is None and sum(lengths) == query_1HTD.shape[2], (sum(lengths), query_1HTD.shape)
     assert not getattr(module, "sliding_window", None), "choose_layout keeps sliding-window models padded"
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    H = query_1HTD.shape[1]
+    H, D = query_1HTD.shape[1], query_1HTD.shape[3]
+    if query_1HTD.requires_grad and query_1HTD.device.type == "cpu":
+        scale = D**-0.5 if scaling is None else scaling
+        products = attention_by_products(query_1HTD, key_1GTD, value_1GTD, lengths=lengths, scale=scale, causal=causal)
+        return products, None
     parts: list[Tensor] = []
     for start, length, count in _runs(lengths):
         end = start + length * count

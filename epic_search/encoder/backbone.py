@@ -1,32 +1,24 @@
-"""The decoder-only LLM under an encoder: whatever `AutoModel` builds from a folder, cut to its first layers if asked.
+"""The decoder-only LLM under an encoder: what `AutoModel` builds from a folder, cut to its first layers if asked."""
 
-LoRA weights live in their own folder in peft's format. For inference they are merged into the linear layers
-(W + scale * B A, Hu et al. 2021, arXiv 2106.09685): one product a layer, without importing peft, and no cost per token.
-"""
-
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from epic_search.encoder.attention import PACKED, register
-from epic_search.encoder.config import BACKBONE_FOLDER, LORA_CONFIG, LORA_WEIGHTS, LoraSettings
+from epic_search.encoder.config import BACKBONE_FOLDER
+from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel
 
     from epic_search.encoder.checkpoint import Checkpoint
 
 BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "modernbert", "xlm-roberta", "deberta-v2")
-# How peft names the modules of the model it wraps; with it, PeftModel.from_pretrained reads the folder too.
-PEFT_PREFIX = "base_model.model."
 PACKABLE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 # What belongs to a model besides its weights and configuration: the tokenizer's files and the terms it comes under.
 _BESIDE = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "LICENSE*", "NOTICE*")
@@ -150,72 +142,3 @@ def load_to_train(found: "Checkpoint", *, embeddings: bool) -> "PreTrainedModel"
     backbone.requires_grad_(True)
     backbone.get_input_embeddings().requires_grad_(embeddings)
     return backbone
-
-
-def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:
-    """Put trainable LoRA layers into the backbone, fresh or from a folder that `save_lora` wrote."""
-    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    inject_adapter_in_model(_peft_config(settings), backbone)
-    for parameter in backbone.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    if folder is not None:
-        saved = {name.removeprefix(PEFT_PREFIX): value for name, value in load_file(folder / LORA_WEIGHTS).items()}
-        expected = get_peft_model_state_dict(backbone).keys()
-        if saved.keys() != expected:
-            odd = min(saved.keys() ^ expected)
-            raise UserError(f"the LoRA weights in {folder} do not fit this backbone: only one of them has {odd}")
-        set_peft_model_state_dict(backbone, saved)
-
-
-def save_lora(backbone: "PreTrainedModel", settings: LoraSettings, folder: Path, *, base: str) -> None:
-    """Write the LoRA layers in peft's own format."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    config = _peft_config(settings)
-    config.base_model_name_or_path = base
-    state = {
-        PEFT_PREFIX + name: value.detach().cpu().contiguous()
-        for name, value in get_peft_model_state_dict(backbone).items()
-    }
-    assert state, "this backbone has no LoRA layers of its own: were they merged?"
-    save_file(state, folder / LORA_WEIGHTS)
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-
-
-def merge_lora(backbone: nn.Module, folder: Path) -> None:
-    """Add the LoRA weights of a folder in peft's format to the linear layers. Computed in float32."""
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8"))
-    if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise UserError(f"{folder} holds a LoRA variant other than plain LoRA with one rank; only that can be merged")
-    scale = config["lora_alpha"] / config["r"]
-    state = load_file(folder / LORA_WEIGHTS)
-    modules = dict(backbone.named_modules())
-    for name_a, a_RI in state.items():
-        if not name_a.endswith(".lora_A.weight"):
-            continue
-        name = name_a.removesuffix(".lora_A.weight").removeprefix(PEFT_PREFIX)
-        module = modules.get(name)
-        if not isinstance(module, nn.Linear):
-            raise UserError(f"the LoRA weights in {folder} do not fit this backbone, which has no linear layer {name}")
-        b_OR = state[name_a.replace(".lora_A.", ".lora_B.")]
-        with torch.no_grad():
-            module.weight.copy_(module.weight.float() + scale * (b_OR.float() @ a_RI.float()))
-
-
-def _peft_config(settings: LoraSettings) -> "LoraConfig":
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.targets,
-        bias="none",
-    )

@@ -16,18 +16,16 @@ from torch import Tensor
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.backbone import (
     Choice,
-    add_lora,
     choose_layout,
     load_backbone,
     load_to_train,
-    merge_lora,
-    save_lora,
     save_model,
 )
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.contextual import ContextualEncoder
+from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.matryoshka import prepare_training, truncate
 from epic_search.encoder.model import EncoderModel
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
@@ -125,6 +123,8 @@ class Encoder:
         if backbone == "frozen":
             encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
             if config.lora is not None:
+                from epic_search.encoder.lora_layers import add_lora  # peft takes seconds to import
+
                 add_lora(encoder.model.backbone, config.lora, folder=found.lora)
         else:
             weights = load_to_train(found, embeddings=backbone == "all")
@@ -146,6 +146,8 @@ class Encoder:
         state = {name: value.detach().cpu().contiguous() for name, value in self.projectors().items()}
         save_file(state, folder / PROJECTORS_FILE)
         if self.config.lora is not None:
+            from epic_search.encoder.lora_layers import save_lora
+
             lora = folder / LORA_FOLDER
             lora.mkdir(exist_ok=True)
             save_lora(self.model.backbone, self.config.lora, lora, base=self.config.backbone)

@@ -21,11 +21,14 @@ import numpy as np
 from epic_search.errors import UserError
 from epic_search.index.checksum import MASK, checksum
 from epic_search.index.disk import disk_full, disk_usage, require_space
+from epic_search.index.fields import path
+from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point, Schema
 
 if TYPE_CHECKING:
+    from epic_search.index.filters import FieldType
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
     from epic_search.index.store.protocol import VectorStore
@@ -67,6 +70,7 @@ class Contents:
                 self.documents, self.passages = self._totals("FROM documents")
             if manifest.documents and not self.documents:
                 raise self._damaged(f"{LIST_FILE} lists none of {manifest.documents:,} documents")
+            self.lexical = Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None
             self.store: VectorStore = self._open_store(manifest, lock)
             try:
                 self._delete_doomed()
@@ -118,8 +122,10 @@ class Contents:
         rows = [(cut.document.id, cut.version, len(cut.passages)) for cut in chunk]
         with self._transaction():
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
+        lexical = self.lexical
+        sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
         points = [point for cut in chunk for point in _points(cut)]
-        self.store.upsert(points, {"": vectors_PE})
+        self.store.upsert(points, {"": vectors_PE}, sparse=sparse)
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -205,7 +211,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, schema=Schema({"": manifest.dim}), create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=_schema(manifest), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
@@ -254,6 +260,13 @@ class Contents:
             f"index '{name}' is damaged ({what}); put it right with 'epic-search indexes repair {name}', or delete it "
             f"with 'epic-search indexes delete {name}' and index again"
         )
+
+
+def _schema(manifest: "Manifest") -> Schema:
+    fields: dict[str, FieldType] = {path(name): field.type for name, field in manifest.types.items()}
+    if manifest.lexical is not None:
+        fields |= {"id": "keyword", "passage": "int"}
+    return Schema({"": manifest.dim}, lexical=manifest.lexical is not None, fields=fields)
 
 
 def _points(cut: CutDocument) -> Iterable[Point]:

@@ -1,5 +1,9 @@
-"""Filters: conditions on the fields of stored points, as values that every store translates for its engine."""
+"""Filters: conditions on the fields of stored points, as values that every store translates for its engine.
 
+`str` of a filter is its text in the grammar of filter_parser.py.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +25,9 @@ class Compare:
     comparison: Comparison
     value: Value
 
+    def __str__(self) -> str:
+        return f"{_name(self.field)} {self.comparison} {_literal(self.value)}"
+
 
 @dataclass(frozen=True, slots=True)
 class In:
@@ -29,12 +36,18 @@ class In:
     field: str
     values: tuple[Value, ...]
 
+    def __str__(self) -> str:
+        return f"{_name(self.field)} in ({', '.join(map(_literal, self.values))})"
+
 
 @dataclass(frozen=True, slots=True)
 class Exists:
     """The field has a value: it is there, and neither null nor an empty list."""
 
     field: str
+
+    def __str__(self) -> str:
+        return f"{_name(self.field)} exists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,11 @@ class Not:
 
     part: "Filter"
 
+    def __str__(self) -> str:
+        if isinstance(self.part, Compare) and self.part.comparison == "=":
+            return f"{_name(self.part.field)} != {_literal(self.part.value)}"
+        return f"not {_inner(self.part)}"
+
 
 @dataclass(frozen=True, slots=True)
 class And:
@@ -50,12 +68,18 @@ class And:
 
     parts: tuple["Filter", ...]
 
+    def __str__(self) -> str:
+        return " and ".join(map(_inner, self.parts))
+
 
 @dataclass(frozen=True, slots=True)
 class Or:
     """At least one part holds."""
 
     parts: tuple["Filter", ...]
+
+    def __str__(self) -> str:
+        return " or ".join(map(_inner, self.parts))
 
 
 Filter = Compare | In | Exists | Not | And | Or
@@ -78,6 +102,8 @@ def renamed(filter: Filter, name: Callable[[str], str]) -> Filter:
             return Or(tuple(renamed(part, name) for part in parts))
 
 
+RESERVED = {"and", "or", "not", "in", "exists"}
+WORD = re.compile(r"""[^\s()=!<>,'"\\]+""")
 RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
@@ -110,3 +136,27 @@ def _condition(filter: Filter) -> dict[str, Any]:
 
 def _plain(value: Value) -> str | int | float:
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _inner(filter: Filter) -> str:
+    return f"({filter})" if isinstance(filter, And | Or) else str(filter)
+
+
+def _name(field: str) -> str:
+    return field if WORD.fullmatch(field) and field.lower() not in RESERVED else _quoted(field)
+
+
+def _literal(value: Value) -> str:
+    match value:
+        case str():
+            return _quoted(value)
+        case bool():
+            return str(value).lower()
+        case datetime():
+            return value.isoformat()
+        case _:
+            return repr(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

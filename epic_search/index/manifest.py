@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.fields import Field as DocumentField
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def now() -> str:
@@ -34,10 +35,20 @@ class StoredDemonstration(BaseModel):
     passage: str
 
 
+class StoredLexical(BaseModel):
+    """How the BM25 terms of the passages were weighted, see lexical.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    average_length: float = Field(ge=1)
+
+
 class Manifest(BaseModel):
     """The content of `manifest.json`. `status` is "complete" once a whole corpus has gone through.
 
     `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
+    `lexical` is None for an index without BM25 terms, as all of format 1 are. `fields` are the keys that documents
+    have, `types` those of them that filters know.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +66,8 @@ class Manifest(BaseModel):
     task: str | None = None
     demonstrations: list[StoredDemonstration] = []
     fields: list[str] = []
+    types: dict[str, DocumentField] = {}
+    lexical: StoredLexical | None = None
     source: str = ""
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
@@ -94,7 +107,7 @@ class Manifest(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the manifest so that a crash leaves the old one or the new one, never half of one."""
-        self.updated = now()
+        self.updated, self.format = now(), FORMAT
         self.epic_search = __version__
         try:
             replace_file(folder / MANIFEST_FILE, self.model_dump_json(indent=2).encode("utf-8"))

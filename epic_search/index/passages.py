@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from epic_search.encoder import Encoder, Prompt
-from epic_search.encoder.backbone import add_lora, load_backbone, merge_lora
+from epic_search.encoder.backbone import load_backbone
 from epic_search.encoder.checkpoint import find, registry
 from epic_search.encoder.config import EncoderConfig
+from epic_search.encoder.lora import merge_lora
+from epic_search.encoder.lora_layers import add_lora
 from epic_search.errors import UserError
 
 
