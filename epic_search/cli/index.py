@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.home import chosen_layout, on_server_too
 from epic_search.errors import UserError
@@ -35,7 +36,13 @@ def index(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the index. Default: the source's name.", show_default=False),
+        typer.Option(
+            "--name",
+            "-n",
+            help="Name of the index. Default: the source's name.",
+            show_default=False,
+            autocompletion=complete_index,
+        ),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -45,6 +52,7 @@ def index(
             envvar="EPIC_SEARCH_ENCODER",
             help="Name, folder or hub id of the encoder. Default: the index's own, else epic-mini.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     dim: options.Dim = None,

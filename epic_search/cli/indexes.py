@@ -1,4 +1,4 @@
-"""`epic-search indexes`: what is indexed, how to remove it, and how to move it."""
+"""`epic-search indexes`: what is indexed, and how to remove it; its other verbs are in files of their own."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -7,15 +7,17 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.home import on_server_too
+from epic_search.cli.indexes_export import export
 from epic_search.cli.indexes_promote import promote, pull
+from epic_search.cli.indexes_repair import repair
+from epic_search.cli.indexes_show import show
+from epic_search.cli.indexes_verify import verify
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.index.folder import Home
 
-app = typer.Typer(no_args_is_help=True, help="List, move or delete indexes.")
-app.command(no_args_is_help=True)(promote)
-app.command(no_args_is_help=True)(pull)
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, repair, export, move or delete indexes.")
 
 
 @app.command("list")
@@ -64,10 +66,14 @@ def list_(*, home: "Home", json: options.Json = False) -> None:
     console.print_table(columns, rows, numbers=["documents", "passages", "demonstrations", "size"])
 
 
+for verb in (show, verify, repair, export, promote, pull):
+    app.command(no_args_is_help=True)(verb)
+
+
 @app.command(no_args_is_help=True)
 @on_server_too
 def delete(
-    name: Annotated[str, typer.Argument(help="The index to delete.")],
+    name: options.IndexName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     *,
     home: "Home",

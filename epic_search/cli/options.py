@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from epic_search.cli.completion import complete_index
+
 Home = Annotated[
     Path | None,
     typer.Option(
@@ -40,7 +42,9 @@ WriteConsistency = Annotated[
         show_default=False,
     ),
 ]
+IndexName = Annotated[str, typer.Argument(help="Name of the index.", autocompletion=complete_index)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print one line of JSON a query, as soon as it is there.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", envvar="EPIC_SEARCH_DEVICE", help="auto = CUDA where there is one."),

@@ -1,11 +1,14 @@
 """`epic-search query`: ask an index a question."""
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
+from epic_search.cli.converse import Answer, answer_lines, converse
 from epic_search.cli.demonstrations import chosen_demonstrations
 from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
 
 @on_server_too
 def query(
-    text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to search for. Default: ask on a terminal, or read one query a line from a pipe.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option(
@@ -30,6 +39,7 @@ def query(
             envvar="EPIC_SEARCH_INDEX",
             help="Name of the index. Default: the only one, or the one updated last.",
             show_default=False,
+            autocompletion=complete_index,
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
@@ -84,6 +94,7 @@ def query(
             "-e",
             help="Where the encoder that made the index is now. Default: where it was.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     *,
@@ -91,6 +102,7 @@ def query(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
+    jsonl: options.JsonLines = False,
 ) -> None:
     """Find the documents that answer a query, best first.
 
@@ -101,8 +113,10 @@ def query(
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
 
-    if not text.strip():
+    if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
+    if json and text is None and not sys.stdin.isatty():
+        raise UserError("--json prints one value and stdin may hold many queries; use --jsonl")
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     name = index or latest_index(home)
     manifest = made_by(name, home)
@@ -112,34 +126,51 @@ def query(
     elif task is not None or demonstrations is not None:
         raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
     with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
-        chosen = searcher.mode(mode)
-        if chosen == "hybrid" and not searcher.has_words(text):
-            console.note("the query has only stop words: its hits are ranked by meaning alone")
-            chosen = "dense"
         prompt = None
         if loaded is not None:
             prompt = new_prompt(searcher.manifest, encoder=loaded, task=task, demonstrations=demonstrations)
-        hits = searcher.search(
-            [text],
-            k=k,
-            offset=offset,
-            mode=chosen,
-            prompt=prompt,
-            filter=filter,
-            min_score=min_score,
-            group_by=group_by,
-            explained=explain,
-        )[0]
-        facets = searcher.facets(facet or [], filter=filter)
-    if json:
-        answer = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
-        counted = {
-            field: [{"value": value, "documents": count} for value, count in counts] for field, counts in facets.items()
-        }
-        console.print_json(answer | {"hits": as_json(hits)} | ({"facets": counted} if facet else {}))
+
+        def ask(text: str, k: int) -> Answer:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"the query {text!r} is not UTF-8; type or save it in that encoding")
+            chosen = searcher.mode(mode)
+            if chosen == "hybrid" and not searcher.has_words(text):
+                console.note("the query has only stop words: its hits are ranked by meaning alone")
+                chosen = "dense"
+            hits = searcher.search(
+                [text],
+                k=k,
+                offset=offset,
+                mode=chosen,
+                prompt=prompt,
+                filter=filter,
+                min_score=min_score,
+                group_by=group_by,
+                explained=explain,
+            )[0]
+            facets = searcher.facets(facet or [], filter=filter)
+            counted = {
+                field: [{"value": value, "documents": count} for value, count in counts]
+                for field, counts in facets.items()
+            }
+            asked = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
+            return Answer(
+                text, hits, facets, offset, asked | {"hits": as_json(hits)} | ({"facets": counted} if facet else {})
+            )
+
+        if text is None:
+            if sys.stdin.isatty() and not jsonl:
+                converse(ask, k=k, json=json)
+            elif answer_lines(ask, k=k, jsonl=jsonl):
+                raise typer.Exit(console.EXIT_USER_ERROR)
+            return
+        answer = ask(text, k)
+    if jsonl:
+        console.print_jsonl(answer.json)
+    elif json:
+        console.print_json(answer.json)
     else:
-        console.print_hits(hits, query=text, offset=offset)
-        console.print_facets(facets)
+        answer.print()
 
 
 def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:

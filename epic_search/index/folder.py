@@ -16,6 +16,7 @@ from epic_search.index.store.connection import Server
 
 Home = Path | Server  # what holds indexes, by name
 
+ASIDE_FOLDER = "aside"  # damaged files that a repair has set aside
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -67,7 +68,7 @@ def existing_index(name: str, where: Path | None) -> Path:
     folder = index_folder(name, where)
     if _is_index(folder):
         return folder
-    others = ", ".join(_names(folder.parent)) or "none yet"
+    others = ", ".join(index_names(folder.parent)) or "none yet"
     raise UserError(
         f"no index '{name}' in {folder.parent} (there: {others}); make it with 'epic-search index FILE --name {name}'"
     )
@@ -101,7 +102,7 @@ def list_indexes(where: Home | None = None) -> list[IndexInfo]:
 
         return list_collections(where)
     folder = where if where is not None else home()
-    return [_info(folder / name) for name in _names(folder)]
+    return [_info(folder / name) for name in index_names(folder)]
 
 
 def delete_index(name: str, where: Home | None = None) -> None:
@@ -116,7 +117,8 @@ def delete_index(name: str, where: Home | None = None) -> None:
         return delete_collections(name, where)
     folder = existing_index(name, where)
     with Lock(folder):
-        shutil.rmtree(folder / STORE_FOLDER, ignore_errors=True)
+        for inside in (STORE_FOLDER, ASIDE_FOLDER):
+            shutil.rmtree(folder / inside, ignore_errors=True)
         for name in (LIST_FILE, PROMPT_FILE, MANIFEST_FILE, LOCK_FILE):
             for file in (f"{name}-journal", f"{name}.tmp", name):
                 (folder / file).unlink(missing_ok=True)
@@ -124,7 +126,8 @@ def delete_index(name: str, where: Home | None = None) -> None:
             folder.rmdir()
 
 
-def _names(folder: Path) -> list[str]:
+def index_names(folder: Path) -> list[str]:
+    """The names of the indexes in a home folder, in order."""
     return sorted(path.name for path in folder.iterdir() if _is_index(path)) if folder.is_dir() else []
 
 

@@ -130,7 +130,7 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
         sample += _some(page, contents.passages)
         known = store.having([stored.point.id for stored in page])
         fresh = [stored for stored in page if stored.point.id not in known]
-        rows = contents.rows([stored.point.payload["id"] for stored in fresh])
+        rows = contents.listed([stored.point.payload["id"] for stored in fresh])
         if fresh:
             _put(store, [(_marked(stored.point, *rows[stored.point.payload["id"]]), stored) for stored in fresh])
         sent += len(fresh)
