@@ -3,33 +3,35 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.encoder.encoder import Device, Dtype
-    from epic_search.index import IndexProgress, IndexReport
+    from epic_search.index import Corpus, IndexProgress, IndexReport
     from epic_search.index.filters import FieldType
 
 
 def index(
-    corpus: Annotated[
-        Path,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            help="JSON lines file (.jsonl or .jsonl.gz): _id, text, title and anything else.",
+            metavar="SOURCE",
+            help="JSON lines, JSON, CSV, TSV, Parquet, folders or patterns of text files, hf:DATASET, - for stdin.",
             show_default=False,
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the index. Default: the file's name.", show_default=False),
+        typer.Option("--name", "-n", help="Name of the index. Default: the source's name.", show_default=False),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -55,8 +57,27 @@ def index(
             show_default=False,
         ),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the file no longer holds.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be used.")] = False,
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            "--id-field", metavar="FIELD", help="Field with the ids. Default: a guess, else a hash of the content."
+        ),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text-field", metavar="FIELD[,FIELD]", help="Field with the text; several are joined. Default: a guess."
+        ),
+    ] = None,
+    title_field: Annotated[
+        str | None, typer.Option("--title-field", metavar="FIELD", help="Field with the title. Default: a guess.")
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "json", "csv", "tsv", "parquet", "text", "dataset"] | None,
+        typer.Option("--format", help="What the sources are. Default: by their names.", show_default=False),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the sources no longer hold.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False,
     home: options.Home = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -68,31 +89,35 @@ def index(
     Stop it at any time: the next run continues. The task and demonstrations
     are kept with the index and used by every query.
     """
+    from epic_search.index import Corpus
     from epic_search.index import home as default_home
-    from epic_search.index.corpus import Corpus
     from epic_search.index.fields import declared
     from epic_search.index.folder import index_folder
+    from epic_search.index.sources.fields import Fields
 
     folder = home or default_home()
-    chosen = name or default_name(corpus)
+    chosen = name or default_name(sources)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
-    fields = declared(field or [])
-    # A mistake in the file or the name is told before the encoder takes its seconds to load.
-    Corpus(corpus).close()
+    texts = tuple(part.strip() for parts in text_field or [] for part in parts.split(","))
+    columns = Fields(id=id_field, text=texts, title=title_field)
+    types = declared(field or [])
     index_folder(chosen, folder)
-    made_by, made_with = _encoder_of(chosen, folder)
-    loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
-    report = run(
-        corpus,
-        name=chosen,
-        encoder=loaded,
-        home=folder,
-        task=task,
-        demonstrations=demonstrations,
-        fields=fields,
-        prune=prune,
-        strict=strict,
-    )
+    with Corpus(*sources, format=format, fields=columns, strict=strict, tell=console.note) as corpus:
+        # A mistake in the sources is told before the encoder takes its seconds to load.
+        with console.working("reading"):
+            corpus.require_some()
+        made_by, made_with = _encoder_of(chosen, folder)
+        loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
+        report = run(
+            corpus,
+            name=chosen,
+            encoder=loaded,
+            home=folder,
+            task=task,
+            demonstrations=demonstrations,
+            fields=types,
+            prune=prune,
+        )
     if json:
         console.print_json(asdict(report))
         return
@@ -100,9 +125,24 @@ def index(
     console.next_command(f'epic-search query "..." --index {report.name}')
 
 
-def default_name(corpus: Path) -> str:
-    """The name of an index that was given none: the file's name without its endings and odd characters."""
-    stem = re.sub(r"(\.jsonl|\.json|\.gz)+$", "", corpus.name, flags=re.IGNORECASE)
+def default_name(sources: "Sequence[str]") -> str:
+    """The name of an index that was given none: the source's, or the folder's that holds all of them.
+
+    Without its endings and odd characters. Raises UserError for sources that have no folder in common.
+    """
+    first = sources[0]
+    if len(sources) == 1:
+        plain = re.sub(r"^hf:|@[^/]*$", "", first)
+        plain = (
+            re.sub(r"(?<=.):[^/]*$", "", plain) if first.startswith("hf:") else re.sub(r"/?[^/]*[*?\[].*$", "", first)
+        )
+        stem = Path(plain).resolve().name
+    else:
+        folders = {Path(source).resolve().parent for source in sources}
+        if len(folders) > 1 or "-" in sources or any(source.startswith("hf:") for source in sources):
+            raise UserError(f"{len(sources)} sources from several places make one index; name it with --name")
+        stem = folders.pop().name
+    stem = re.sub(r"(\.jsonl|\.ndjson|\.json|\.csv|\.tsv|\.parquet|\.gz|\.zst)+$", "", stem, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")[:100] or "corpus"
 
 
@@ -115,7 +155,7 @@ def load_encoder(reference: str, *, device: "Device", dtype: "Dtype", dim: int |
 
 
 def run(
-    corpus: Path,
+    corpus: "Corpus | Path",
     *,
     name: str,
     encoder: "Encoder",
@@ -124,7 +164,6 @@ def run(
     demonstrations: "Sequence[Demonstration] | None" = None,
     fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
-    strict: bool = False,
 ) -> "IndexReport":
     """Index with a progress bar: documents, documents/s and time left."""
     from epic_search.index import index_corpus
@@ -148,7 +187,6 @@ def run(
             demonstrations=demonstrations,
             fields=fields,
             prune=prune,
-            strict=strict,
             progress=show,
         )
 
@@ -180,10 +218,10 @@ def print_report(report: "IndexReport") -> None:
             f"declare its type with --field {name}:TYPE"
         )
     if report.prune_withheld:
-        console.note("nothing was removed: lines that cannot be used may hold documents that are stored; correct them")
+        console.note("nothing was removed: rows that cannot be used may hold documents that are stored; correct them")
     if report.skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problem_counts.items())
-        console.note(f"skipped {report.skipped:,} of the lines: {kinds}")
+        console.note(f"skipped {report.skipped:,} rows or files: {kinds}")
         for problem in report.problems:
             console.note(f"- {problem}")
         if (more := report.skipped - len(report.problems)) > 0:

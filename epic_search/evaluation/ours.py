@@ -15,7 +15,7 @@ from epic_search.evaluation.meter import Meter, sample
 from epic_search.evaluation.ranking import best_documents
 from epic_search.evaluation.splits import query_texts
 from epic_search.index import Searcher, index_corpus
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 from epic_search.index.passages import cut
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class IndexSearch(EvaluatedEncoder):
 
 
 def _document(row: dict[str, Any]) -> Document:
-    return Document(str(row["id"]), (row.get("title") or "").strip(), row["text"], {}, 0, 0, b"")
+    return Document(str(row["id"]), (row.get("title") or "").strip(), row["text"], {}, "", 0, b"")
 
 
 def _corpus_key(task_metadata: "TaskMetadata", hf_split: str, hf_subset: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict
 
 from epic_search.errors import UserError
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 from epic_search.index.filters import FieldType
 
 TYPES: tuple[FieldType, ...] = get_args(FieldType)

@@ -136,17 +136,17 @@ class _Parser:
         if comparison is None:
             raise self._error("expected one of = != < <= > >= 'in' 'exists' after the field")
         if comparison != "=" and kind not in ORDERED:
-            raise self._error(f"'{field}' is a {kind} field, which has no order; use =, != or in")
+            raise self._error(f"'{field}' is of type {kind}, which has no order; use =, != or in")
         self._next()
         return Compare(field, comparison, self._value(field, kind))
 
     def _value(self, field: str, kind: FieldType) -> Value:
         token = self._token
         if token.kind not in ("word", "quoted"):
-            raise self._error(f"expected a value here ('{field}' is a {kind} field)")
+            raise self._error(f"expected a value here ('{field}' is of type {kind})")
         value = _typed(token.text, kind)
         if value is None:
-            raise self._error(f"'{token.text}' does not fit '{field}', which is a {kind} field: write {VALUES[kind]}")
+            raise self._error(f"'{token.text}' does not fit '{field}', which is of type {kind}: write {VALUES[kind]}")
         self._next()
         return value
 

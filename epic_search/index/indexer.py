@@ -1,4 +1,4 @@
-"""A corpus file into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
+"""A corpus into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,8 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.contents import Contents
-from epic_search.index.corpus import Corpus, Document, Problem
+from epic_search.index.corpus import Corpus
+from epic_search.index.document import Document, Problem
 from epic_search.index.fields import Field, inferred, misfit
 from epic_search.index.filters import FieldType
 from epic_search.index.folder import make_folder, target_folder
@@ -19,7 +20,7 @@ from epic_search.index.lexical import average_length
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest, StoredLexical
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import new_prompt, store_prompt
+from epic_search.index.prompts import PREFIX_FILE, new_prompt, store_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ DUPLICATE_ID = "duplicate id"
 
 @dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the file.
+    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the corpus.
 
     `bytes_total` is 0 where the size is unknown (a pipe).
     """
@@ -75,7 +76,7 @@ class IndexReport:
 
 
 def index_corpus(
-    source: Path,
+    corpus: Corpus | Path,
     *,
     name: str,
     encoder: "Encoder",
@@ -84,24 +85,23 @@ def index_corpus(
     demonstrations: "Sequence[Demonstration] | None" = None,
     fields: Mapping[str, FieldType] | None = None,
     prune: bool = False,
-    strict: bool = False,
     progress: Progress | None = None,
 ) -> IndexReport:
-    """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
+    """Index a corpus, or the one in a file or folder, under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
 
     Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune` removes
-    those that the file does not hold (not while some of its lines cannot be read). A task or demonstrations given
-    here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields for
-    filters; those of a new index that are not declared are inferred from its first documents. A document that does not
-    fit a declared type is skipped. Raises UserError for what a user can put
+    those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
+    given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
+    for filters; those of a new index that are not declared are inferred from its first documents. A document that does
+    not fit a declared type is skipped. Raises UserError for what a user can put
     right; nothing stored is lost by that.
     """
     folder = target_folder(name, home)
     manifest = _manifest(folder, encoder)
-    corpus = Corpus(source, strict=strict)
-    try:
+    with corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus:
+        corpus.require_some()
         groups = _groups(iter(corpus))
-        sample = _require_some(corpus, groups)
+        sample = next(groups)
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
         # Nothing is made before here, so that a mistyped command leaves nothing behind.
         make_folder(folder)
@@ -113,14 +113,13 @@ def index_corpus(
             was_complete = manifest.status == "complete"
             if prompt is not None:
                 store_prompt(folder, manifest, prompt)
-            manifest.status, manifest.source = "indexing", str(source.resolve())
+                encoder.save_prefix(prompt, folder / PREFIX_FILE)
+            manifest.status, manifest.source = "indexing", corpus.origin
             manifest.save(folder)
             with Contents(folder, manifest, lock=lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, folder, progress)
                 run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
                 return run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
-    finally:
-        corpus.close()
 
 
 def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
@@ -135,19 +134,6 @@ def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
     manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest
-
-
-def _require_some(corpus: Corpus, groups: Iterator[list[Document]]) -> list[Document]:
-    """The first documents of a corpus; raises UserError, before anything is made or changed, when there are none."""
-    first = next(groups, None)
-    if first is None:
-        problems = corpus.problems
-        skipped = f"all {problems.total} lines were skipped, the first as {problems.first[0]}" if problems.total else ""
-        raise UserError(
-            f"{corpus.path} holds no document ({skipped or 'it is empty'}); "
-            "each line must be a JSON object with '_id' (or 'id') and 'text'"
-        )
-    return first
 
 
 def _learn(manifest: Manifest, sample: list[Document], encoder: "Encoder") -> dict[str, FieldType]:
@@ -186,9 +172,11 @@ class _Run:
         report, start = self.report, time.monotonic()
         for chunk in self._chunks(groups):
             self._store(chunk)
-        # A line that could not be read may hold a document that is stored: it is not known to be gone.
-        report.prune_withheld = prune and bool(self.corpus.problems.counts.keys() - {DUPLICATE_ID})
+        # A row that could not be read may hold a document that is stored: it is not known to be gone.
+        report.prune_withheld = prune and self.corpus.problems.nameless > 0
         if prune and not report.prune_withheld:
+            for document_id in self.corpus.problems.ids:
+                self.contents.first_sight(document_id)
             report.removed = self.contents.remove_unseen()
         if report.encoded or report.removed or not was_complete:
             self._tell("optimize")
@@ -233,7 +221,7 @@ class _Run:
             if self.contents.first_sight(document.id):
                 fresh.append(document)
             else:
-                self.corpus.skip(Problem(document.line, DUPLICATE_ID, f"'{document.id}'"))
+                self.corpus.skip(Problem(document.place, DUPLICATE_ID, f"'{document.id}'", document.id))
         stored = self.contents.versions([document.id for document in fresh])
         changed = [document for document in fresh if stored.get(document.id) != version(document)]
         self.report.unchanged += len(fresh) - len(changed)
@@ -247,7 +235,7 @@ class _Run:
                 self.report.unfit[name] = self.report.unfit.get(name, 0) + 1
             elif value is not None:
                 detail = f"id '{document.id}', field '{name}' is {typed.type} and has {value}"
-                self.corpus.skip(Problem(document.line, "value does not fit its field", detail))
+                self.corpus.skip(Problem(document.place, "value does not fit its field", detail, document.id))
                 return False
         return True
 
@@ -262,7 +250,8 @@ class _Run:
             part = encoded / len(texts)
             self._tell("encode", documents=int(len(chunk) * part), passages=encoded, bytes_read=int(span * part))
 
-        vectors_PE = self.encoder.encode_passages(texts, progress=more)
+        ids = [ids for document in chunk for ids in document.ids]
+        vectors_PE = self.encoder.encode_passages(texts, ids=ids, progress=more)
         self._require_sound(chunk, vectors_PE)
         replaced = self.contents.put(chunk, vectors_PE)
         self.report.changed += replaced
@@ -278,7 +267,7 @@ class _Run:
         owner = [document.document for document in chunk for _ in document.passages][bad]
         raise UserError(
             f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length from "
-            f"document '{owner.id}' (line {owner.line}), and its chunk was not stored; "
+            f"document '{owner.id}' ({owner.place}), and its chunk was not stored; "
             "load the encoder in float32, or take the document out"
         )
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from epic_search.encoder import Encoder
 
 PROMPT_FILE = "prompt.safetensors"
+PREFIX_FILE = "prefix.safetensors"
 
 
 def new_prompt(
@@ -51,6 +52,7 @@ def load_prompt(folder: Path, manifest: Manifest, *, encoder: "Encoder") -> Prom
         prompt = Prompt.load(path)
         mine = (manifest.task, _texts(manifest), manifest.fingerprint)
         if (prompt.task, list(prompt.demonstrations), prompt.encoder) == mine:
+            encoder.restore_prefix(prompt, folder / PREFIX_FILE)
             return prompt
     return encoder.prompt(task=manifest.task, demonstrations=_texts(manifest))
 

@@ -203,7 +203,7 @@ class Searcher:
             self._require_field(field, "counted")
             if self.fields[field] not in FACET_TYPES:
                 raise UserError(
-                    f"'{field}' is a {self.fields[field]} field; only keyword, int and bool fields are counted by value"
+                    f"'{field}' is of type {self.fields[field]}; only keyword, int and bool fields are counted by value"
                 )
         wanted = self._stored_filter(filter)
         # All passages of a document carry its payload: its first stands for it.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stand_in import StandIn
 
-from epic_search.index import Searcher
+from epic_search.index import Document, Searcher
 from epic_search.index.store.protocol import StoreQuery
 
 WORDS = ["apple", "river", "stone", "cloud", "tiger", "paper", "light", "ocean", "metal", "honey", "forest"]
@@ -26,3 +26,7 @@ def stored(home: Path, encoder: StandIn, name: str = "test") -> dict[tuple[str, 
     found = {(m.payload["id"], m.payload["passage"]): (m.payload["title"], m.payload["text"]) for m in matches}
     assert len(found) == len(matches)
     return found
+
+
+def a_document(**payload: object) -> Document:
+    return Document("x", "", "text", payload, 1, 1, b"")

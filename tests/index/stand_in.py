@@ -30,7 +30,12 @@ class StandIn:
         self.asked: list[str] = []
 
     def encode_passages(
-        self, texts: Sequence[str], *, whole: bool = False, progress: Callable[[int], None] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[Sequence[int]] | None = None,
+        whole: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         time.sleep(self.delay)
         self.encoded += texts
@@ -60,6 +65,12 @@ class StandIn:
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
         vectors_SE = np.stack([self._vector(text) for text in texts]) if texts else np.empty((0, self.dim), np.float32)
         return Prompt(task or None, tuple(demonstrations), vectors_SE, self.fingerprint)
+
+    def save_prefix(self, prompt: Prompt, path: Path) -> None:
+        """A stand-in has none."""
+
+    def restore_prefix(self, prompt: Prompt, path: Path) -> bool:
+        return False
 
     def split(self, texts: Sequence[str], *, titles: Sequence[str]) -> list[list[str]]:
         return [self._split(text, len(title.split())) for text, title in zip(texts, titles, strict=True)]
