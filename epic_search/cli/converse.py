@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from epic_search.cli import console
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
+    from epic_search.cli.explanation import TaughtExplanation
     from epic_search.index import Hit
 
 HISTORY_LINES = 1000
@@ -31,18 +32,32 @@ Ctrl-C gives up a query, Ctrl-D ends."""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an index says to a query. `offset`: how many better hits were left out; `json`: all of it, for scripts."""
+    """What an index says to a query. `asked`: index, query and how it was searched; `offset`: better hits left out."""
 
+    asked: dict[str, Any]
     query: str
     hits: "Sequence[Hit]"
-    facets: "Mapping[str, Sequence[tuple[Any, int]]]"
     offset: int
-    json: dict[str, Any]
+    facets: "Mapping[str, Sequence[tuple[Any, int]]]"
+    taught: "TaughtExplanation | None"
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """All of it, for scripts."""
+        found = {**self.asked, "hits": hits_as_json(self.hits)}
+        if self.facets:
+            found["facets"] = {
+                field: [{"value": value, "documents": count} for value, count in counts]
+                for field, counts in self.facets.items()
+            }
+        return found if self.taught is None else {**found, "taught": self.taught.as_json()}
 
     def print(self, *, lead: str | None = None) -> None:
-        """Hits, then facets, for a person or a pipe (see `console.print_hits`)."""
+        """Hits, facets and what was taught, for a person or a pipe (see `console.print_hits`)."""
         console.print_hits(self.hits, query=self.query, offset=self.offset, lead=lead)
         console.print_facets(self.facets)
+        if self.taught is not None:
+            self.taught.print()
 
 
 Ask = Callable[[str, int], Answer]  # query, k
@@ -131,6 +146,14 @@ class _Conversation:
                 console.print_whole(self.last.hits[rank - first])
             case _:
                 raise UserError(f"':{' '.join([name, *values])}' is no command; :k N, :open N, :json and :help are")
+
+
+def hits_as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
+    """Hits as `{"id", "score", "title", "text", "payload"}`, with an "explanation" where asked for, best first."""
+    return [
+        {name: value for name, value in asdict(hit).items() if name != "explanation" or value is not None}
+        for hit in hits
+    ]
 
 
 def _number(text: str, *, what: str, least: int = 1, most: int | None = None) -> int:

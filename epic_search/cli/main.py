@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from epic_search import __version__
-from epic_search.cli import config, indexes, models, train
+from epic_search.cli import config, indexes, models, teach, train
 from epic_search.cli import eval as evaluation
 from epic_search.cli.console import VerbGroup
 from epic_search.cli.demo import demo
@@ -49,6 +49,7 @@ def _epic_search(
 
 app.command(no_args_is_help=True)(index)
 app.command()(query)
+app.add_typer(teach.app, name="teach")
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(evaluation.app, name="eval")

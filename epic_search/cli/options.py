@@ -81,3 +81,45 @@ Demonstrations = Annotated[
     ),
 ]
 NoDemonstrations = Annotated[bool, typer.Option("--no-demos", help="Use no demonstrations, whatever the index has.")]
+Index = Annotated[
+    str | None,
+    typer.Option(
+        "--index",
+        "-i",
+        envvar="EPIC_SEARCH_INDEX",
+        help="Name of the index. Default: the only one, or the one updated last.",
+        show_default=False,
+    ),
+]
+EncoderMoved = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        "-e",
+        help="Where the encoder that made the index is now. Default: where it was.",
+        show_default=False,
+    ),
+]
+Demos = Annotated[
+    str | None,
+    typer.Option(
+        "--demos",
+        "-d",
+        metavar="fixed|nearest|none|FILE",
+        help="fixed: the index's own demonstrations. nearest: the taught pairs most like the query. "
+        'FILE: {"query": ..., "passage": ...} a line. Default: as the index says.',
+        show_default=False,
+    ),
+]
+DemosK = Annotated[
+    int | None,
+    typer.Option("--demos-k", min=1, help="How many pairs 'nearest' takes. Default: 4.", show_default=False),
+]
+Boost = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="How strongly a query moves towards what was taught for queries like it. Default: 1; 0: not at all.",
+        show_default=False,
+    ),
+]

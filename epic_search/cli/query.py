@@ -1,23 +1,21 @@
 """`epic-search query`: ask an index a question."""
 
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.converse import Answer, answer_lines, converse
-from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.demonstrations import chosen_demos
+from epic_search.cli.explanation import explain_taught
 from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from epic_search.index import Hit
     from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
@@ -82,11 +80,17 @@ def query(
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say where each ranking has a hit, and which words it matches.")
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say where each ranking has a hit, which words it matches, and what was changed by what was taught.",
+        ),
     ] = False,
     task: options.Task = None,
-    demos: options.Demonstrations = None,
+    demos: options.Demos = None,
     no_demos: options.NoDemonstrations = False,
+    demos_k: options.DemosK = None,
+    boost: options.Boost = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -106,29 +110,31 @@ def query(
 ) -> None:
     """Find the documents that answer a query, best first.
 
-    The index's own task and demonstrations are used; --task, --demos and
-    --no-demos replace them this once.
+    The index's own task and demonstrations are used, and what it was taught;
+    --task, --demos, --no-demos and --boost say otherwise this once.
     """
     from epic_search.index import Searcher
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
+    from epic_search.index.ways import Ways
 
     if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
     if json and text is None and not sys.stdin.isatty():
         raise UserError("--json prints one value and stdin may hold many queries; use --jsonl")
-    demonstrations = chosen_demonstrations(demos, none=no_demos)
+    demos_mode, demonstrations = chosen_demos(demos, none=no_demos)
     name = index or latest_index(home)
     manifest = made_by(name, home)
     loaded = None
     if mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    elif task is not None or demonstrations is not None:
+    elif any(given is not None for given in (task, demos, demos_k, boost)):
         raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
     with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
         prompt = None
         if loaded is not None:
             prompt = new_prompt(searcher.manifest, encoder=loaded, task=task, demonstrations=demonstrations)
+        ways = Ways.of(searcher.manifest, demos=demos_mode, demos_k=demos_k, boost=boost)
 
         def ask(text: str, k: int) -> Answer:
             if any("\ud800" <= c <= "\udfff" for c in text):
@@ -137,26 +143,13 @@ def query(
             if chosen == "hybrid" and not searcher.has_words(text):
                 console.note("the query has only stop words: its hits are ranked by meaning alone")
                 chosen = "dense"
-            hits = searcher.search(
-                [text],
-                k=k,
-                offset=offset,
-                mode=chosen,
-                prompt=prompt,
-                filter=filter,
-                min_score=min_score,
-                group_by=group_by,
-                explained=explain,
-            )[0]
-            facets = searcher.facets(facet or [], filter=filter)
-            counted = {
-                field: [{"value": value, "documents": count} for value, count in counts]
-                for field, counts in facets.items()
-            }
+            search = partial(searcher.search, [text], mode=chosen, prompt=prompt, filter=filter, group_by=group_by)
+            hits = search(k=k, offset=offset, ways=ways, min_score=min_score, explained=explain)[0]
+            taught = None
+            if explain and loaded is not None:
+                taught = explain_taught(searcher, text, hits, offset=offset, prompt=prompt, ways=ways, ask=search)
             asked = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
-            return Answer(
-                text, hits, facets, offset, asked | {"hits": as_json(hits)} | ({"facets": counted} if facet else {})
-            )
+            return Answer(asked, text, hits, offset, searcher.facets(facet or [], filter=filter), taught)
 
         if text is None:
             if sys.stdin.isatty() and not jsonl:
@@ -171,14 +164,6 @@ def query(
         console.print_json(answer.json)
     else:
         answer.print()
-
-
-def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """Hits as `{"id", "score", "title", "text", "payload"}`, with an "explanation" where asked for, best first."""
-    return [
-        {name: value for name, value in asdict(hit).items() if name != "explanation" or value is not None}
-        for hit in hits
-    ]
 
 
 def latest_index(home: "Home") -> str:

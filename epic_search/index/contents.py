@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 LIST_FILE = "documents.sqlite"
 STORE_FOLDER = "store"
 DOOMED_AT_ONCE = 1000  # documents whose points are deleted in one request
+NEIGHBOURS = 300  # ids before and after one that is not there, among which it may be misspelt
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -116,6 +118,24 @@ class Contents:
         with self._transaction():
             self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
             self.documents, self.passages = self._totals("FROM documents")
+
+    def points_of(self, document_id: str) -> list[str]:
+        """The ids of a stored document's points, in the order of its passages; none for a document not stored."""
+        with self._readable():
+            row = self._list.execute("SELECT version, passages FROM documents WHERE id = ?", (document_id,)).fetchone()
+        return [point_id(document_id, row[0], number) for number in range(row[1])] if row else []
+
+    def ids_near(self, document_id: str) -> list[str]:
+        """The ids of stored documents that are written most like this one, at most three."""
+        with self._readable():
+            # In the order of ids, those that begin alike stand together.
+            before = self._list.execute(
+                "SELECT id FROM documents WHERE id < ? ORDER BY id DESC LIMIT ?", (document_id, NEIGHBOURS)
+            )
+            after = self._list.execute(
+                "SELECT id FROM documents WHERE id >= ? ORDER BY id LIMIT ?", (document_id, NEIGHBOURS)
+            )
+            return get_close_matches(document_id, [id for rows in (before, after) for (id,) in rows], cutoff=0.5)
 
     def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one.

@@ -13,6 +13,7 @@ from epic_search.index.lock import LOCK_FILE, Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.prompts import PROMPT_FILE
 from epic_search.index.store.connection import Server
+from epic_search.index.taught import TAUGHT_FOLDER, UNFINISHED_FOLDER
 
 Home = Path | Server  # what holds indexes, by name
 
@@ -117,7 +118,7 @@ def delete_index(name: str, where: Home | None = None) -> None:
         return delete_collections(name, where)
     folder = existing_index(name, where)
     with Lock(folder):
-        for inside in (STORE_FOLDER, ASIDE_FOLDER):
+        for inside in (STORE_FOLDER, TAUGHT_FOLDER, UNFINISHED_FOLDER, ASIDE_FOLDER):
             shutil.rmtree(folder / inside, ignore_errors=True)
         for name in (LIST_FILE, PROMPT_FILE, MANIFEST_FILE, LOCK_FILE):
             for file in (f"{name}-journal", f"{name}.tmp", name):

@@ -52,6 +52,7 @@ class Manifest(BaseModel):
     `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
     `lexical` is None for an index without BM25 terms, as all of format 1 are. `fields` are the keys that documents
     have, `types` those of them that filters know.
+    `taught`: how many pairs at least its store of taught pairs holds; `demos`, `demos_k`, `boost`: how they are used.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,6 +69,10 @@ class Manifest(BaseModel):
     passages: int = Field(default=0, ge=0)
     task: str | None = None
     demonstrations: list[StoredDemonstration] = []
+    taught: int = Field(default=0, ge=0)
+    demos: Literal["fixed", "nearest", "none"] = "fixed"
+    demos_k: int | None = None
+    boost: float | None = None
     fields: list[str] = []
     types: dict[str, DocumentField] = {}
     lexical: StoredLexical | None = None
@@ -147,8 +152,13 @@ def replace_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

@@ -80,5 +80,11 @@ def whole_ids(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | None
     ]
 
 
+def encoded_text(title: str, passage: str, encoder: "Encoder") -> str:
+    """What the encoder read of a stored passage: with the title in front where `cut` put it there."""
+    takes_room = len(encoder.token_ids([f"{title}\n"])[0]) <= encoder.config.max_length // 2
+    return _with_title(title if takes_room and title != passage else "", passage)
+
+
 def _with_title(title: str, text: str) -> str:
     return f"{title}\n{text}" if title and text.strip() else title or text

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from epic_search.index.passages import CutDocument
     from epic_search.index.store.protocol import VectorStore
     from epic_search.index.store.server import Layout
+    from epic_search.index.taught import Taught
 
 
 class IndexContents(Protocol):
@@ -96,6 +97,11 @@ class Place(Protocol):
 
     def contents(self, manifest: Manifest, lock: Lock | None) -> IndexContents:
         """Open what is here."""
+
+    def taught(
+        self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents, lock: Lock | None
+    ) -> "Taught | None":
+        """Open what a user taught; None where nothing can be taught."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -171,6 +177,13 @@ class Folder:
         """See Place."""
         assert lock is not None, self.folder
         return Contents(self.folder, manifest, lock=lock)
+
+    def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents, lock: Lock | None) -> "Taught":
+        """See Place."""
+        from epic_search.index.taught import Taught
+
+        assert lock is not None and isinstance(contents, Contents), self.folder
+        return Taught(self.folder, manifest, encoder=encoder, contents=contents, lock=lock)
 
     def close(self) -> None:
         """See Place."""

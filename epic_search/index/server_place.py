@@ -23,6 +23,7 @@ from epic_search.index.store.server import Layout, ServerStore, create_collectio
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
     from epic_search.index.lock import Lock
+    from epic_search.index.place import IndexContents
 
 METADATA_KEY = "epic_search"
 GENERATION = re.compile(r"(?P<name>.+)--(?P<number>[1-9][0-9]{0,8})")
@@ -186,6 +187,9 @@ class ServerPlace:
     def keep_prompt(self, manifest: Manifest, prompt: "Prompt", *, encoder: "Encoder") -> None:
         """See Place."""
         note_prompt(manifest, prompt)
+
+    def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents", lock: "Lock | None") -> None:
+        """See Place. What is taught is kept with indexes in folders alone."""
 
     def contents(self, manifest: Manifest, lock: "Lock | None") -> ServerContents:
         """See Place."""
