@@ -3,32 +3,46 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.home import chosen_layout, on_server_too
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.encoder.encoder import Device, Dtype
-    from epic_search.index import IndexProgress, IndexReport
+    from epic_search.index import Corpus, IndexProgress, IndexReport
+    from epic_search.index.filters import FieldType
+    from epic_search.index.folder import Home
+    from epic_search.index.store.server import Layout
 
 
+@on_server_too
 def index(
-    corpus: Annotated[
-        Path,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            help="JSON lines file (.jsonl or .jsonl.gz): _id, text, title and anything else.",
+            metavar="SOURCE",
+            help="JSON lines, JSON, CSV, TSV, Parquet, folders or patterns of text files, hf:DATASET, - for stdin.",
             show_default=False,
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the index. Default: the file's name.", show_default=False),
+        typer.Option(
+            "--name",
+            "-n",
+            help="Name of the index. Default: the source's name.",
+            show_default=False,
+            autocompletion=complete_index,
+        ),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -38,15 +52,56 @@ def index(
             envvar="EPIC_SEARCH_ENCODER",
             help="Name, folder or hub id of the encoder. Default: the index's own, else epic-mini.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     dim: options.Dim = None,
     task: options.Task = None,
     demos: options.Demonstrations = None,
     no_demos: options.NoDemonstrations = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the file no longer holds.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that cannot be used.")] = False,
-    home: options.Home = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME:TYPE",
+            help="A field for filters and facets, as keyword, int, float, bool or datetime; may be repeated. "
+            "Default: what a new index's first documents tell.",
+            show_default=False,
+        ),
+    ] = None,
+    id_field: Annotated[
+        str | None,
+        typer.Option(
+            "--id-field", metavar="FIELD", help="Field with the ids. Default: a guess, else a hash of the content."
+        ),
+    ] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text-field", metavar="FIELD[,FIELD]", help="Field with the text; several are joined. Default: a guess."
+        ),
+    ] = None,
+    title_field: Annotated[
+        str | None, typer.Option("--title-field", metavar="FIELD", help="Field with the title. Default: a guess.")
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "json", "csv", "tsv", "parquet", "text", "dataset"] | None,
+        typer.Option("--format", help="What the sources are. Default: by their names.", show_default=False),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the sources no longer hold.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False,
+    quantize: options.Quantize = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="On a server: make the index anew beside the old one, which answers until it is complete."
+        ),
+    ] = False,
+    shards: options.Shards = None,
+    replicas: options.Replicas = None,
+    write_consistency: options.WriteConsistency = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -57,28 +112,41 @@ def index(
     Stop it at any time: the next run continues. The task and demonstrations
     are kept with the index and used by every query.
     """
-    from epic_search.index import home as default_home
-    from epic_search.index.corpus import Corpus
-    from epic_search.index.folder import index_folder
+    from epic_search.index import Corpus
+    from epic_search.index.fields import declared
+    from epic_search.index.folder import check_name
+    from epic_search.index.sources.fields import Fields
 
-    folder = home or default_home()
-    chosen = name or default_name(corpus)
+    chosen = name or default_name(sources)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
-    # A mistake in the file or the name is told before the encoder takes its seconds to load.
-    Corpus(corpus).close()
-    index_folder(chosen, folder)
-    made_by, made_with = _encoder_of(chosen, folder)
-    loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
-    report = run(
-        corpus,
-        name=chosen,
-        encoder=loaded,
-        home=folder,
-        task=task,
-        demonstrations=demonstrations,
-        prune=prune,
-        strict=strict,
-    )
+    texts = tuple(part.strip() for parts in text_field or [] for part in parts.split(","))
+    columns = Fields(id=id_field, text=texts, title=title_field)
+    types = declared(field or [])
+    check_name(chosen)
+    layout = chosen_layout(shards, replicas, write_consistency)
+    if (rebuild or layout is not None) and isinstance(home, Path):
+        raise UserError(
+            "--rebuild, --shards, --replicas and --write-consistency are for a Qdrant server; name it with --url"
+        )
+    with Corpus(*sources, format=format, fields=columns, strict=strict, tell=console.note) as corpus:
+        # A mistake in the sources is told before the encoder takes its seconds to load.
+        with console.working("reading"):
+            corpus.require_some()
+        made_by, made_with = _encoder_of(chosen, home)
+        loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
+        report = run(
+            corpus,
+            name=chosen,
+            encoder=loaded,
+            home=home,
+            task=task,
+            demonstrations=demonstrations,
+            fields=types,
+            prune=prune,
+            quantize=quantize,
+            rebuild=rebuild,
+            layout=layout,
+        )
     if json:
         console.print_json(asdict(report))
         return
@@ -86,9 +154,24 @@ def index(
     console.next_command(f'epic-search query "..." --index {report.name}')
 
 
-def default_name(corpus: Path) -> str:
-    """The name of an index that was given none: the file's name without its endings and odd characters."""
-    stem = re.sub(r"(\.jsonl|\.json|\.gz)+$", "", corpus.name, flags=re.IGNORECASE)
+def default_name(sources: "Sequence[str]") -> str:
+    """The name of an index that was given none: the source's, or the folder's that holds all of them.
+
+    Without its endings and odd characters. Raises UserError for sources that have no folder in common.
+    """
+    first = sources[0]
+    if len(sources) == 1:
+        plain = re.sub(r"^hf:|@[^/]*$", "", first)
+        plain = (
+            re.sub(r"(?<=.):[^/]*$", "", plain) if first.startswith("hf:") else re.sub(r"/?[^/]*[*?\[].*$", "", first)
+        )
+        stem = Path(plain).resolve().name
+    else:
+        folders = {Path(source).resolve().parent for source in sources}
+        if len(folders) > 1 or "-" in sources or any(source.startswith("hf:") for source in sources):
+            raise UserError(f"{len(sources)} sources from several places make one index; name it with --name")
+        stem = folders.pop().name
+    stem = re.sub(r"(\.jsonl|\.ndjson|\.json|\.csv|\.tsv|\.parquet|\.gz|\.zst)+$", "", stem, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")[:100] or "corpus"
 
 
@@ -101,15 +184,18 @@ def load_encoder(reference: str, *, device: "Device", dtype: "Dtype", dim: int |
 
 
 def run(
-    corpus: Path,
+    corpus: "Corpus | Path",
     *,
     name: str,
     encoder: "Encoder",
-    home: Path,
+    home: "Home",
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
+    fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
-    strict: bool = False,
+    quantize: Literal["int8"] | None = None,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
 ) -> "IndexReport":
     """Index with a progress bar: documents, documents/s and time left."""
     from epic_search.index import index_corpus
@@ -131,8 +217,11 @@ def run(
             home=home,
             task=task,
             demonstrations=demonstrations,
+            fields=fields,
             prune=prune,
-            strict=strict,
+            quantize=quantize,
+            rebuild=rebuild,
+            layout=layout,
             progress=show,
         )
 
@@ -153,18 +242,28 @@ def print_report(report: "IndexReport") -> None:
         f"index {report.name!r}: {report.documents:,} documents in {report.passages:,} passages "
         f"({', '.join(changes) or 'nothing new'}) after {report.seconds:.1f} s"
     )
+    if report.inferred:
+        found = ", ".join(f"{name} ({kind})" for name, kind in report.inferred.items())
+        console.note(
+            f"fields for filters, inferred from the first documents: {found}; change one with --field NAME:TYPE"
+        )
+    for name, count in report.unfit.items():
+        console.note(
+            f"{count:,} documents have another type of value in field '{name}', and filters on it do not find them; "
+            f"declare its type with --field {name}:TYPE"
+        )
     if report.prune_withheld:
-        console.note("nothing was removed: lines that cannot be used may hold documents that are stored; correct them")
+        console.note("nothing was removed: rows that cannot be used may hold documents that are stored; correct them")
     if report.skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.problem_counts.items())
-        console.note(f"skipped {report.skipped:,} of the lines: {kinds}")
+        console.note(f"skipped {report.skipped:,} rows or files: {kinds}")
         for problem in report.problems:
             console.note(f"- {problem}")
         if (more := report.skipped - len(report.problems)) > 0:
             console.note(f"- and {more:,} more")
 
 
-def _encoder_of(name: str, home: Path) -> tuple[str, int | None]:
+def _encoder_of(name: str, home: "Home") -> tuple[str, int | None]:
     """The encoder of an index that is there already and what its vectors are cut to, else the default."""
     from epic_search.encoder.checkpoint import DEFAULT_MODEL
     from epic_search.index import list_indexes

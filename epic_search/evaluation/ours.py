@@ -15,7 +15,7 @@ from epic_search.evaluation.meter import Meter, sample
 from epic_search.evaluation.ranking import best_documents
 from epic_search.evaluation.splits import query_texts
 from epic_search.index import Searcher, index_corpus
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 from epic_search.index.passages import cut
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ class IndexSearch(EvaluatedEncoder):
             ]
             for first in range(0, len(asked), QUERIES_AT_ONCE):
                 some = asked[first : first + QUERIES_AT_ONCE]
-                found = searcher.search([text for _query, text in some], k=top_k, prompt=self.prompt, texts=False)
+                found = searcher.search(
+                    [text for _query, text in some], k=top_k, mode="dense", prompt=self.prompt, texts=False
+                )
                 for (query, _text), hits in zip(some, found, strict=True):
                     results[query] = {hit.id: hit.score for hit in hits}
         return results
@@ -200,7 +202,7 @@ class IndexSearch(EvaluatedEncoder):
 
 
 def _document(row: dict[str, Any]) -> Document:
-    return Document(str(row["id"]), (row.get("title") or "").strip(), row["text"], {}, 0, 0, b"")
+    return Document(str(row["id"]), (row.get("title") or "").strip(), row["text"], {}, "", 0, b"")
 
 
 def _corpus_key(task_metadata: "TaskMetadata", hf_split: str, hf_subset: str) -> str:

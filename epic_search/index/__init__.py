@@ -1,4 +1,4 @@
-"""Documents in, hits out: a corpus file becomes an index with one encoder, and queries find its documents.
+"""Documents in, hits out: a corpus becomes an index with one encoder, and queries find its documents.
 
 Importing this package is cheap: what needs numpy or the engine loads with the first name used.
 """
@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from epic_search.index.corpus import Document, Problem
+    from epic_search.index.corpus import Corpus
+    from epic_search.index.document import Document, Problem
     from epic_search.index.folder import IndexInfo, delete_index, home, list_indexes
     from epic_search.index.indexer import IndexProgress, IndexReport, index_corpus
     from epic_search.index.searcher import Hit, Searcher
 
 __all__ = [
+    "Corpus",
     "Document",
     "Hit",
     "IndexInfo",
@@ -27,7 +29,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "corpus": ("Document", "Problem"),
+    "corpus": ("Corpus",),
+    "document": ("Document", "Problem"),
     "folder": ("IndexInfo", "delete_index", "home", "list_indexes"),
     "indexer": ("IndexProgress", "IndexReport", "index_corpus"),
     "searcher": ("Hit", "Searcher"),

@@ -1,220 +1,143 @@
-"""Documents from a JSONL file, plain or gzipped, one line at a time: a corpus never has to fit into memory.
+"""A corpus: documents from files, folders, standard input and data sets, one at a time, whatever their format.
 
-A line is a JSON object: `_id` (or `id`), `title`, `text`; every other key is payload, returned with each hit.
-A line that cannot be used is skipped, counted and named with its line number; `strict` stops at the first.
+It never has to fit into memory. A row that cannot be used is skipped, counted and named with its place; `strict` stops
+at the first.
 """
 
-import gzip
-import hashlib
-import io
-import json
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from epic_search.errors import UserError
+from epic_search.index.document import Document, Problem, Problems, Unusable
+from epic_search.index.sources import STDIN, open_sources
+from epic_search.index.sources.fields import Fields, choose_columns, document
+from epic_search.index.sources.protocol import Columns, Format, Row, Source
 
-MAX_LINE_BYTES = 32 * 2**20  # a file without line ends must not be read whole
-MAX_PAYLOAD_BYTES = 2**20  # each passage of a document carries its payload
-# The store's engine writes deeper payloads, but then fails on every search that meets one: its JSON reader
-# stops at 128 levels.
-MAX_DEPTH = 64
-PROBLEMS_KEPT = 20
-BOM = b"\xef\xbb\xbf"
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One usable line, of `size` bytes. `digest` (sha256) changes when id, title, text or payload does."""
-
-    id: str
-    title: str
-    text: str
-    payload: dict[str, Any]
-    line: int
-    size: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a line was skipped."""
-
-    line: int
-    kind: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
-
-
-@dataclass
-class Problems:
-    """All skipped lines, counted by kind; the first few are kept whole."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: list[Problem] = field(default_factory=list)
-
-    def add(self, problem: Problem) -> None:
-        """Count a problem, and keep it if it is among the first."""
-        self.counts[problem.kind] += 1
-        if len(self.first) < PROBLEMS_KEPT:
-            self.first.append(problem)
-
-    @property
-    def total(self) -> int:
-        """How many lines were skipped."""
-        return self.counts.total()
-
-
-class _Unusable(Exception):
-    """A line that is no document: (kind, detail)."""
-
-    def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.detail = detail
+ORIGINS = 10  # kept of the names of many sources
+SAMPLE_ROWS = 100  # looked at to guess which fields are id, text and title
+SAMPLE_CHARACTERS = 2**20
 
 
 class Corpus:
-    """A JSONL file as a stream of documents. Iterate once; then `problems` tells what was skipped.
+    """The documents of one or more sources, in their order. Iterate once; then `problems` tells what was skipped.
 
-    Raises UserError when the file cannot be opened, when a gzip file ends early, and, if strict, at the first
-    bad line.
+    A source is a file (JSON lines, a JSON array, CSV, TSV, Parquet; gzip and zstd), a folder or pattern of text files,
+    `-` for standard input, or a data set as hf:NAME. `format` is for those whose name does not tell it. `tell` gets
+    sentences for the user: what was guessed, and what is left out. `origin`: the sources as absolute paths. Raises
+    UserError when a source is not there, ends early or has no such fields, and, if strict, at the first bad row.
     """
 
-    def __init__(self, path: Path, *, strict: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self,
+        *sources: str | Path,
+        format: Format | None = None,
+        fields: Fields | None = None,
+        strict: bool = False,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        names = [str(source) for source in sources]
+        first = "standard input" if names[0] == STDIN else names[0]
+        self.name = first if len(names) == 1 else f"{first} and {len(names) - 1:,} more"
+        self.origin = ", ".join(str(Path(name).resolve()) if Path(name).exists() else name for name in names[:ORIGINS])
         self.strict = strict
         self.problems = Problems()
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give a .jsonl or .jsonl.gz file")
-        try:
-            self._raw: BinaryIO = path.open("rb")
-            self.bytes_total = path.stat().st_size
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot read '{path}': {reason}; give the path of a .jsonl or .jsonl.gz file") from error
+        self._fields = fields or Fields()
+        self._tell = tell or (lambda _: None)
+        self._told: set[str] = set()
+        self._sources = open_sources(names, format=format)
+        sizes = [source.bytes_total for source in self._sources]
+        self.bytes_total = sum(sizes) if all(sizes) else 0
+        self._bytes_done = 0
+        self._current: Source | None = None
+        self._documents = self._read()
+        self._has_some = False
 
     def close(self) -> None:
-        """Close the file."""
-        self._raw.close()
+        """Close what is open."""
+        for source in self._sources:
+            source.close()
+
+    def __enter__(self) -> "Corpus":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def bytes_read(self) -> int:
-        """How far into the file (compressed bytes, if it is gzipped) reading has come; 0 for a pipe."""
-        return self._raw.tell() if self._raw.seekable() else 0
-
-    def skip(self, problem: Problem) -> None:
-        """Report a line that is not used; raises UserError if strict."""
-        if self.strict:
-            raise UserError(f"{self.path}, {problem}; correct the line, or leave out --strict to skip such lines")
-        self.problems.add(problem)
+        """How many of `bytes_total` have been read; of compressed files, as they lie on the disk."""
+        return self._bytes_done + (self._current.bytes_read if self._current is not None else 0)
 
     def __iter__(self) -> Iterator[Document]:
-        for number, line in self._lines():
+        return self._documents
+
+    def require_some(self) -> None:
+        """Read as far as the first document, which stays to be read; raises UserError when there is none."""
+        if self._has_some:
+            return
+        first = next(self._documents, None)
+        if first is None:
+            count = self.problems.total
+            skipped = (
+                f"all {count:,} rows were skipped, the first as {self.problems.first[0]}" if count else "it is empty"
+            )
+            raise UserError(f"{self.name} holds no document ({skipped}); a document has an id and a text")
+        self._documents = chain([first], self._documents)
+        self._has_some = True
+
+    def skip(self, problem: Problem) -> None:
+        """Report a row that is not used; raises UserError if strict."""
+        if self.strict:
+            raise UserError(f"{self.name}, {problem}; correct it, or leave out --strict to skip such rows")
+        self.problems.add(problem)
+
+    def _read(self) -> Iterator[Document]:
+        for source in self._sources:
+            self._current = source
+            yield from self._documents_of(source)
+            source.close()
+            self._current = None
+            self._bytes_done += source.bytes_total
+
+    def _documents_of(self, source: Source) -> Iterator[Document]:
+        self._tell_once(source.remark)
+        rows = source.rows()
+        columns = source.columns
+        if columns is None:
+            sample = list(_sample(rows))
+            columns = self._columns(source, sample)
+            rows = chain(sample, rows)
+        for row in rows:
+            # A text file's place has the folder's name in it.
+            place = (
+                row.place if len(self._sources) == 1 or source.columns is not None else f"{source.name}, {row.place}"
+            )
             try:
-                yield _document(line, number)
-            except _Unusable as error:
-                self.skip(Problem(number, error.kind, error.detail))
+                if isinstance(row.values, Unusable):
+                    raise row.values
+                yield document(row.values, columns, place=place)
+            except Unusable as error:
+                self.skip(Problem(place, error.kind, error.detail, row.id))
 
-    def _lines(self) -> Iterator[tuple[int, bytes | None]]:
-        """(line number from 1, line without its end), None for a line over the limit; without blank lines."""
-        is_gzip = self._raw.peek(2)[:2] == GZIP_MAGIC if isinstance(self._raw, io.BufferedReader) else False
-        file = gzip.GzipFile(fileobj=self._raw) if is_gzip else self._raw
-        number = 0
-        try:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(2**20)
-                    yield number, None
-                    continue
-                line = line.removeprefix(BOM).strip() if number == 1 else line.strip()
-                if line:
-                    yield number, line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                f"{self.path} is a damaged or cut-off gzip file after line {number}: {error}; "
-                "the documents before that are kept, fetch the file again and repeat the command"
-            ) from error
+    def _columns(self, source: Source, sample: list[Row]) -> Columns:
+        names = dict.fromkeys(name for row in sample if isinstance(row.values, dict) for name in row.values)
+        columns, guessed = choose_columns(self._fields, names, source=source.name, naming=source.naming)
+        self._tell_once(guessed)
+        return columns
+
+    def _tell_once(self, sentence: str) -> None:
+        if sentence and sentence not in self._told:
+            self._told.add(sentence)
+            self._tell(sentence)
 
 
-def _document(line: bytes | None, number: int) -> Document:
-    if line is None:
-        raise _Unusable("line too long", f"more than {MAX_LINE_BYTES // 2**20} MiB")
-    record = _record(line)
-    document_id = _id(record)
-    title = record.pop("title", None)
-    if title is None:
-        title = ""
-    if not isinstance(title, str):
-        raise _Unusable("title is not a string", f"id '{document_id}'")
-    if "text" not in record:
-        raise _Unusable("missing text", f"id '{document_id}'")
-    text = record.pop("text")
-    if not isinstance(text, str):
-        raise _Unusable("text is not a string", f"id '{document_id}'")
-    if not text.strip() and not title.strip():
-        raise _Unusable("empty text", f"id '{document_id}'")
-    if "\0" in document_id or "\0" in title or "\0" in text:
-        raise _Unusable("NUL character", f"id '{document_id}'".replace("\0", "\\0"))
-    digest = _digest(document_id, title, text, record)
-    if len(line) > MAX_PAYLOAD_BYTES and len(json.dumps(record)) > MAX_PAYLOAD_BYTES:
-        raise _Unusable("payload too large", f"id '{document_id}', more than {MAX_PAYLOAD_BYTES // 2**20} MiB")
-    return Document(document_id, title.strip(), text, record, number, len(line), digest)
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _Unusable("not UTF-8", f"byte {error.start + 1}") from error
-    except json.JSONDecodeError as error:
-        raise _Unusable("malformed JSON", f"{error.msg} at column {error.colno}") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise _Unusable("number out of range") from error
-    except RecursionError as error:
-        raise _Unusable("nested too deeply") from error
-    if not isinstance(record, dict):
-        raise _Unusable("not a JSON object", type(record).__name__)
-    if line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(record) > MAX_DEPTH:
-        raise _Unusable("nested too deeply", f"more than {MAX_DEPTH} levels")
-    return record
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        containers = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
-        level = [item for container in containers for item in container]
-    return depth
-
-
-def _id(record: dict[str, Any]) -> str:
-    key = "_id" if "_id" in record else "id"
-    if key not in record:
-        raise _Unusable("missing id", "no key '_id' or 'id'")
-    value = record.pop(key)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _Unusable("id is not a string or an integer", type(value).__name__)
-    if not str(value).strip():
-        raise _Unusable("empty id")
-    return str(value)
-
-
-def _digest(*parts: object) -> bytes:
-    """sha256 of the parts as canonical JSON, which also refuses what neither UTF-8 nor the store can hold."""
-    try:
-        canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, allow_nan=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _Unusable("lone surrogate", "a \\ud800-\\udfff escape without its pair") from error
-    except ValueError as error:
-        raise _Unusable("number out of range", "NaN or infinite") from error
-    return hashlib.sha256(canonical).digest()
+def _sample(rows: Iterator[Row]) -> Iterator[Row]:
+    """The first rows, as many as are enough to see which fields there are."""
+    characters = 0
+    for row in islice(rows, SAMPLE_ROWS):
+        yield row
+        if isinstance(row.values, dict):
+            characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
+        if characters > SAMPLE_CHARACTERS:
+            return

@@ -1,7 +1,8 @@
-"""A corpus file into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
+"""A corpus into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -10,28 +11,32 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
-from epic_search.index.corpus import Corpus, Document, Problem
-from epic_search.index.folder import make_folder, target_folder
-from epic_search.index.lock import Lock
-from epic_search.index.manifest import MANIFEST_FILE, Manifest
+from epic_search.index.corpus import Corpus
+from epic_search.index.document import Document, Problem
+from epic_search.index.fields import Field, inferred, misfit, read_texts
+from epic_search.index.filters import FieldType
+from epic_search.index.folder import Home
+from epic_search.index.lexical import average_length
+from epic_search.index.manifest import Manifest, StoredLexical
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import PREFIX_FILE, new_prompt, store_prompt
+from epic_search.index.place import IndexContents, Place, target_place
+from epic_search.index.prompts import new_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
+    from epic_search.index.store.server import Layout
 
 CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
-GROUP_DOCUMENTS = 64  # looked up and cut at once
+GROUP_DOCUMENTS = 256  # looked up and cut at once; a new index learns its fields from the first of them
 GROUP_BYTES = 4 * 2**20
 DUPLICATE_ID = "duplicate id"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the file.
+    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the corpus.
 
     `bytes_total` is 0 where the size is unknown (a pipe).
     """
@@ -48,7 +53,11 @@ Progress = Callable[[IndexProgress], None]
 
 @dataclass
 class IndexReport:
-    """What a run did. `documents`, `passages`: what the index holds now; `encoded`: new passages."""
+    """What a run did. `documents`, `passages`: what the index holds now; `encoded`: new passages.
+
+    `inferred`: the fields whose types this run inferred; `unfit`: how many documents have other values in a field whose
+    type was inferred, which filters do not find.
+    """
 
     name: str
     added: int = 0
@@ -60,79 +69,96 @@ class IndexReport:
     passages: int = 0
     encoded: int = 0
     prune_withheld: bool = False
+    inferred: dict[str, FieldType] = field(default_factory=dict)
+    unfit: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
 def index_corpus(
-    source: Path,
+    corpus: Corpus | Path,
     *,
     name: str,
     encoder: "Encoder",
-    home: Path | None = None,
+    home: Home | None = None,
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
+    fields: Mapping[str, FieldType] | None = None,
     prune: bool = False,
-    strict: bool = False,
+    quantize: Literal["int8"] | None = None,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
     progress: Progress | None = None,
 ) -> IndexReport:
-    """Index a JSONL(.gz) file under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
+    """Index a corpus, or the one in a file or folder, under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
 
     Documents that are stored and have not changed are not encoded again; changed ones are replaced; `prune` removes
-    those that the file does not hold (not while some of its lines cannot be read). A task or demonstrations given
-    here stay with the index; None keeps what it has, "" or [] clears it. Raises UserError for what a user can put
-    right; nothing stored is lost by that.
+    those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
+    given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
+    for filters; those of a new index that are not declared are inferred from its first documents. A document that does
+    not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number.
+    On a server, `rebuild` makes the index anew beside the old one, whose task and demonstrations it keeps and whose
+    name it takes when it is complete, and `layout` says how the server keeps a new one. Raises UserError for what a
+    user can put right; nothing stored is lost by that.
     """
-    folder = target_folder(name, home)
-    manifest = _manifest(folder, encoder)
-    corpus = Corpus(source, strict=strict)
-    try:
-        documents = _require_some(corpus)
+    with (
+        closing(target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)) as place,
+        corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus,
+    ):
+        manifest = _manifest(place, encoder)
+        corpus.require_some()
+        groups = _groups(iter(corpus))
+        sample = next(groups)
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
         # Nothing is made before here, so that a mistyped command leaves nothing behind.
-        make_folder(folder)
-        with Lock(folder) as lock:
-            manifest = _manifest(folder, encoder)
+        with place.lock() as lock:
+            is_new = place.manifest() is None
+            manifest = _manifest(place, encoder)
+            types = _learn(manifest, sample, encoder) if is_new else {}
+            if is_new:
+                manifest.quantize = quantize
+            elif quantize != manifest.quantize and quantize is not None:
+                raise UserError(
+                    f"index '{name}' was made without --quantize {quantize}, which only a new index takes; "
+                    "index under another name, or delete it first"
+                )
+            manifest.types |= {name: Field(type=kind) for name, kind in (fields or {}).items()}
             was_complete = manifest.status == "complete"
             if prompt is not None:
-                store_prompt(folder, manifest, prompt)
-                encoder.save_prefix(prompt, folder / PREFIX_FILE)
-            manifest.status, manifest.source = "indexing", str(source.resolve())
-            manifest.save(folder)
-            with Contents(folder, manifest, lock=lock) as contents:
-                run = _Run(corpus, encoder, contents, manifest, folder, progress)
-                return run.index(documents, prune=prune, was_complete=was_complete)
-    finally:
-        corpus.close()
+                place.keep_prompt(manifest, prompt, encoder=encoder)
+            manifest.status, manifest.source = "indexing", corpus.origin
+            place.save(manifest)
+            with place.contents(manifest, lock) as contents:
+                run = _Run(corpus, encoder, contents, manifest, place, progress)
+                run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
+                return run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
 
 
-def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
-    if not (folder / MANIFEST_FILE).exists():
+def _manifest(place: Place, encoder: "Encoder") -> Manifest:
+    manifest = place.manifest()
+    if manifest is None:
+        old = place.predecessor()
         return Manifest(
-            name=folder.name,
+            name=place.name,
             encoder=encoder.reference,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             cut_to=encoder.config.dim,
+            task=old.task if old is not None else None,
+            demonstrations=old.demonstrations if old is not None else [],
         )
-    manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest
 
 
-def _require_some(corpus: Corpus) -> Iterator[Document]:
-    """The corpus's documents; raises UserError, before anything is made or changed, when there are none."""
-    documents = iter(corpus)
-    first = next(documents, None)
-    if first is None:
-        problems = corpus.problems
-        skipped = f"all {problems.total} lines were skipped, the first as {problems.first[0]}" if problems.total else ""
-        raise UserError(
-            f"{corpus.path} holds no document ({skipped or 'it is empty'}); "
-            "each line must be a JSON object with '_id' (or 'id') and 'text'"
-        )
-    return chain([first], documents)
+def _learn(manifest: Manifest, sample: list[Document], encoder: "Encoder") -> dict[str, FieldType]:
+    """Note in a new index's manifest what its first documents tell: the types of fields, the length of passages."""
+    texts = [text for document in cut(sample, encoder) for text in document.texts]
+    manifest.lexical = StoredLexical(average_length=average_length(texts))
+    types = inferred(sample)
+    manifest.types = {name: Field(type=kind, inferred=True) for name, kind in types.items()}
+    return types
 
 
 class _Run:
@@ -142,29 +168,31 @@ class _Run:
         self,
         corpus: Corpus,
         encoder: "Encoder",
-        contents: Contents,
+        contents: IndexContents,
         manifest: Manifest,
-        folder: Path,
+        place: Place,
         progress: Progress | None,
     ) -> None:
         self.corpus = corpus
         self.encoder = encoder
         self.contents = contents
         self.manifest = manifest
-        self.folder = folder
+        self.place = place
         self.progress = progress or (lambda _: None)
         self.fields: set[str] = set()
         self.report = IndexReport(name=manifest.name)
         self.bytes_done = 0
 
-    def index(self, documents: Iterator[Document], *, prune: bool, was_complete: bool) -> IndexReport:
+    def index(self, groups: Iterator[list[Document]], *, prune: bool, was_complete: bool) -> IndexReport:
         """Store what is new or changed, remove what is gone if `prune`, and mark the index complete."""
         report, start = self.report, time.monotonic()
-        for chunk in self._chunks(documents):
+        for chunk in self._chunks(groups):
             self._store(chunk)
-        # A line that could not be read may hold a document that is stored: it is not known to be gone.
-        report.prune_withheld = prune and bool(self.corpus.problems.counts.keys() - {DUPLICATE_ID})
+        # A row that could not be read may hold a document that is stored: it is not known to be gone.
+        report.prune_withheld = prune and self.corpus.problems.nameless > 0
         if prune and not report.prune_withheld:
+            for document_id in self.corpus.problems.ids:
+                self.contents.first_sight(document_id)
             report.removed = self.contents.remove_unseen()
         if report.encoded or report.removed or not was_complete:
             self._tell("optimize")
@@ -181,11 +209,11 @@ class _Run:
         report.seconds = time.monotonic() - start
         return report
 
-    def _chunks(self, documents: Iterator[Document]) -> Iterator[list[CutDocument]]:
+    def _chunks(self, groups: Iterator[list[Document]]) -> Iterator[list[CutDocument]]:
         """Changed documents, cut, about CHUNK_PASSAGES passages at a time."""
         chunk: list[CutDocument] = []
         try:
-            for group in _groups(documents):
+            for group in groups:
                 chunk += cut(self._changed(group), self.encoder)
                 if _is_full(chunk):
                     yield chunk
@@ -204,16 +232,31 @@ class _Run:
         # Of two documents with one id the first wins: a stream does not know what is to come, and a second
         # run on the same file chooses the same one and encodes nothing.
         fresh = []
-        for document in group:
+        declared: dict[str, FieldType] = {
+            name: typed.type for name, typed in self.manifest.types.items() if not typed.inferred
+        }
+        for document in filter(self._fits, (read_texts(document, declared) for document in group)):
             self.fields.update(document.payload)
             if self.contents.first_sight(document.id):
                 fresh.append(document)
             else:
-                self.corpus.skip(Problem(document.line, DUPLICATE_ID, f"'{document.id}'"))
+                self.corpus.skip(Problem(document.place, DUPLICATE_ID, f"'{document.id}'", document.id))
         stored = self.contents.versions([document.id for document in fresh])
         changed = [document for document in fresh if stored.get(document.id) != version(document)]
         self.report.unchanged += len(fresh) - len(changed)
         return changed
+
+    def _fits(self, document: Document) -> bool:
+        """Whether a document's fields have values of their types; what was inferred is only counted."""
+        for name, typed in self.manifest.types.items():
+            value = misfit(document, name, typed.type)
+            if value is not None and typed.inferred:
+                self.report.unfit[name] = self.report.unfit.get(name, 0) + 1
+            elif value is not None:
+                detail = f"id '{document.id}', field '{name}' is {typed.type} and has {value}"
+                self.corpus.skip(Problem(document.place, "value does not fit its field", detail, document.id))
+                return False
+        return True
 
     def _store(self, chunk: list[CutDocument]) -> None:
         texts = [text for document in chunk for text in document.texts]
@@ -243,13 +286,13 @@ class _Run:
         owner = [document.document for document in chunk for _ in document.passages][bad]
         raise UserError(
             f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length from "
-            f"document '{owner.id}' (line {owner.line}), and its chunk was not stored; "
+            f"document '{owner.id}' ({owner.place}), and its chunk was not stored; "
             "load the encoder in float32, or take the document out"
         )
 
     def _save_manifest(self) -> None:
         self.manifest.documents, self.manifest.passages = self.contents.documents, self.contents.passages
-        self.manifest.save(self.folder)
+        self.place.save(self.manifest)
 
     def _tell(
         self,

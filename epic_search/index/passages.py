@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
@@ -77,6 +77,12 @@ def _ids_of_whole(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | 
     return [
         ids if len(ids) < longest and len(text) <= 8 * longest else None for text, ids in zip(texts, found, strict=True)
     ]
+
+
+def encoded_text(title: str, passage: str, encoder: "Encoder") -> str:
+    """What the encoder read of a stored passage: with the title in front where `cut` put it there."""
+    takes_room = len(encoder.token_ids([f"{title}\n"])[0]) <= encoder.config.max_length // 2
+    return _with_title(title if takes_room and title != passage else "", passage)
 
 
 def _with_title(title: str, text: str) -> str:

@@ -16,7 +16,6 @@ encodes its share of the rows, and gradients of vectors are summed over all befo
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from epic_search.training.parallel import ALONE, World
 from epic_search.training.passes import Passes, row_groups
 from epic_search.training.recipe import Objective
 
-_QUERIES, _PASSAGES, _DEMONSTRATED = range(3)
+_FIRST, _DEMONSTRATED = range(2)
 
 
 def cached_gradients(
@@ -41,31 +40,29 @@ def cached_gradients(
     Of several processes each adds what comes from its share of the rows: `World.sum_gradients` is left to do.
     """
     cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed, world=world)
+    demonstrated_QE = None
     with torch.no_grad():
-        query_QE = cache.vectors(_QUERIES, None) if passes.query_rows else None
-        passage_PE = cache.vectors(_PASSAGES, None)
-        demonstrated_QE = None
+        first_NE = cache.vectors(_FIRST, None)
         if passes.demonstrated_rows:
-            soft = passes.soft(query_QE, passage_PE, stop_gradient=True)
-            demonstrated_QE = cache.vectors(_DEMONSTRATED, soft)
+            soft = passes.soft(*passes.apart(first_NE), stop_gradient=True)
+            demonstrated_QE = cache.vectors(_DEMONSTRATED, soft).requires_grad_()
     teacher_KE = embed_teacher(encoder, passes, token_budget=token_budget, world=world)
-    for vectors in (query_QE, passage_PE, demonstrated_QE):
-        if vectors is not None:
-            vectors.requires_grad_()
+    query_QE, passage_PE = passes.apart(first_NE.requires_grad_())
     losses = losses_of_vectors(
         passes, query_QE, passage_PE, demonstrated_QE, teacher_KE, objective, config=encoder.config
     )
     (losses.total / world.size).backward()
-    assert passage_PE.grad is not None
 
     if demonstrated_QE is not None:
         assert demonstrated_QE.grad is not None
         # Unless they are stopped, the gradients of pass-1 vectors grow by what comes back through the slots.
-        slots = partial(passes.soft, query_QE, passage_PE, stop_gradient=objective.stop_gradient)
-        cache.send_back(_DEMONSTRATED, demonstrated_QE.grad, slots)
-    if query_QE is not None and query_QE.grad is not None:  # none where only pass 2 is trained, and slots let none back
-        cache.send_back(_QUERIES, query_QE.grad)
-    cache.send_back(_PASSAGES, passage_PE.grad)
+        cache.send_back(
+            _DEMONSTRATED,
+            demonstrated_QE.grad,
+            lambda: passes.soft(*passes.apart(first_NE), stop_gradient=objective.stop_gradient),
+        )
+    assert first_NE.grad is not None
+    cache.send_back(_FIRST, first_NE.grad)
     return replace(losses, total=losses.total.detach())
 
 
@@ -77,8 +74,8 @@ class _Cache:
         self._passes = passes
         self._seed = seed
         self._world = world
-        self._rows = (passes.query_rows, passes.passage_rows, passes.demonstrated_rows)
-        self._contexts = (passes.context_query, passes.context_passage, passes.context_query)
+        self._rows = (passes.first_rows, passes.demonstrated_rows)
+        self._contexts = (passes.first_context, passes.context_query)
         self._groups = [row_groups(rows, token_budget=token_budget, world=world) for rows in self._rows]
 
     def vectors(self, which: int, soft: Sequence[Tensor] | None) -> Tensor:
@@ -103,6 +100,6 @@ class _Cache:
 
     def _group(self, which: int, indices: np.ndarray, soft: Sequence[Tensor] | None) -> Tensor:
         # The first row tells groups apart, in all processes.
-        torch.manual_seed(self._seed * 3_000_000 + which * 1_000_000 + int(indices[0]))
+        torch.manual_seed(self._seed * 2_000_000 + which * 1_000_000 + int(indices[0]))
         rows: Sequence[Row] = self._rows[which]
         return embed_group(self._encoder, rows, self._contexts[which], soft, indices)

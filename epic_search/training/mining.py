@@ -201,7 +201,7 @@ class _TaskMiner:
         with Searcher.open(INDEX, home=home, encoder=encoder) as searcher:
             for first in range(0, len(self._queries), QUERIES_AT_ONCE):
                 some = self._queries[first : first + QUERIES_AT_ONCE]
-                found = searcher.search(some, k=self._rules.depth, prompt=prompt, texts=False)
+                found = searcher.search(some, k=self._rules.depth, mode="dense", prompt=prompt, texts=False)
                 for query, hits in zip(some, found, strict=True):
                     yield query, {int(hit.id): hit.score for hit in hits}
                 self._tell("searching", first + len(some), len(self._queries))

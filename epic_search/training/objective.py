@@ -29,10 +29,8 @@ def epic_losses(
     encoder: Encoder, passes: Passes, objective: Objective, *, token_budget: int, world: World = ALONE
 ) -> Losses:
     """Encode both passes, `token_budget` tokens at a time in each process, and compute their losses."""
-    query_QE = None
-    if passes.query_rows:
-        query_QE = embed(encoder, passes.query_rows, passes.context_query, token_budget=token_budget, world=world)
-    passage_PE = embed(encoder, passes.passage_rows, passes.context_passage, token_budget=token_budget, world=world)
+    first_NE = embed(encoder, passes.first_rows, passes.first_context, token_budget=token_budget, world=world)
+    query_QE, passage_PE = passes.apart(first_NE)
     demonstrated_QE = None
     if passes.demonstrated_rows:
         soft = passes.soft(query_QE, passage_PE, stop_gradient=objective.stop_gradient)

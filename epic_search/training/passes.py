@@ -59,7 +59,24 @@ class Passes:
     @property
     def sorts(self) -> tuple[list[Row], ...]:
         """The rows that are encoded together, sort by sort."""
-        return self.query_rows, self.passage_rows, self.demonstrated_rows, self.teacher_rows
+        return self.first_rows, self.demonstrated_rows, self.teacher_rows
+
+    @property
+    def first_rows(self) -> list[Row]:
+        """All of pass 1, queries before passages: together they fill a batch better than apart."""
+        return self.query_rows + self.passage_rows
+
+    @property
+    def first_context(self) -> Tensor | None:
+        """The Contextual vectors of `first_rows`."""
+        if self.context_query is None or self.context_passage is None or not self.query_rows:
+            return self.context_passage
+        return torch.cat([self.context_query, self.context_passage])
+
+    def apart(self, first_NE: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The vectors of queries (None where pass 1 has none) and of passages, of those of `first_rows`."""
+        queries = len(self.query_rows)
+        return first_NE[:queries] if queries else None, first_NE[queries:]
 
     def padding(self, layout: str, *, token_budget: int) -> float:
         """Share of the backbone's input positions that hold no token of a row; 0 where rows are packed."""

@@ -21,14 +21,17 @@ def indexed(run: Run, corpus: Path, tiny_encoder_folder: Path) -> Run:
 
 
 def scores(run: Run, *options: object) -> dict[str, float]:
-    hits = json.loads(run("query", "how do I read a csv file", "--json", *options).stdout)["hits"]
+    """Cosines by document."""
+    hits = json.loads(run("query", "how do I read a csv file", "--mode", "dense", "--json", *options).stdout)["hits"]
     return {hit["id"]: hit["score"] for hit in hits}
 
 
 def test_index_says_what_it_did(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
     first = run("index", corpus, "--encoder", tiny_encoder_folder)
     assert first.stdout.startswith("index 'corpus': 3 documents in 3 passages (3 new) after ")
-    assert first.stderr == ""
+    assert first.stderr == (
+        "fields for filters, inferred from the first documents: module (keyword); change one with --field NAME:TYPE\n"
+    )
     again = json.loads(run("index", corpus, "--json").stdout)
     assert (again["unchanged"], again["added"], again["encoded"], again["documents"]) == (3, 0, 0, 3)
 
@@ -46,7 +49,7 @@ def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: 
         file.write(b'{"_id": "\\u001b[2J", "text": ""}\n\xff\xfe\n')
     result = run("index", corpus, "--encoder", tiny_encoder_folder)
     assert "3 documents" in result.stdout
-    assert "skipped 5 of the lines: " in result.stderr
+    assert "skipped 5 rows or files: " in result.stderr
     for line in (4, 5, 6, 7, 8):
         assert f"- line {line}: " in result.stderr
     assert "\x1b" not in result.stderr
@@ -56,8 +59,8 @@ def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: 
 
 def test_query_json(indexed: Run) -> None:
     answer = json.loads(indexed("query", "read a csv file", "--json").stdout)
-    assert list(answer) == ["index", "query", "hits"]
-    assert (answer["index"], answer["query"]) == ("corpus", "read a csv file")
+    assert list(answer) == ["index", "query", "mode", "score", "offset", "hits"]
+    assert (answer["index"], answer["query"], answer["mode"]) == ("corpus", "read a csv file", "hybrid")
     assert all(list(hit) == ["id", "score", "title", "text", "payload"] for hit in answer["hits"])
     by_id = {hit["id"]: hit for hit in answer["hits"]}
     assert by_id["3"] == {
@@ -138,7 +141,7 @@ def test_indexes_list_and_delete(indexed: Run) -> None:
         (["query", "x", "-i", "nope"], "no index 'nope'"),
         (["query", " "], "the query is empty"),
         (["index", "absent.jsonl"], "cannot read 'absent.jsonl'"),
-        (["index", "."], "is a folder"),
+        (["index", "."], ". holds no .txt, .md, .rst, .html or .pdf file, only 1 .jsonl"),
         (["index", "corpus.jsonl", "--name", "../up"], "cannot name an index"),
         (["index", "corpus.jsonl", "--encoder", "no/such/encoder"], "no/such/encoder"),
         (["index", "corpus.jsonl", "--demos", "absent.jsonl"], "cannot read the demonstrations absent.jsonl"),
@@ -158,17 +161,29 @@ def test_an_empty_file(run: Run, corpus: Path, tiny_encoder_folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
+    ("sources", "name"),
     [
-        ("corpus.jsonl", "corpus"),
-        ("my corpus (1).JSONL.gz", "my-corpus-1"),
-        ("v1.2.jsonl", "v1.2"),
-        ("...jsonl", "corpus"),
-        ("日本.jsonl", "corpus"),
+        (["corpus.jsonl"], "corpus"),
+        (["my corpus (1).JSONL.gz"], "my-corpus-1"),
+        (["v1.2.jsonl"], "v1.2"),
+        (["...jsonl"], "corpus"),
+        (["日本.jsonl"], "corpus"),
+        (["data/news.parquet"], "news"),
+        (["notes/"], "notes"),
+        (["notes/**/*.md"], "notes"),
+        (["-"], "corpus"),
+        (["hf:BeIR/scifact:corpus@corpus"], "scifact"),
+        (["hf:BeIR/scifact"], "scifact"),
+        (["data/a.csv", "data/b.csv"], "data"),
     ],
 )
-def test_default_name(file: str, name: str) -> None:
-    assert default_name(Path(file)) == name
+def test_default_name(sources: list[str], name: str) -> None:
+    assert default_name(sources) == name
+
+
+def test_sources_from_several_places_need_a_name(run: Run) -> None:
+    for sources in (["a/x.csv", "b/y.csv"], ["-", "x.csv"], ["hf:a/b", "x.csv"]):
+        assert "name it with --name" in run("index", *sources, code=2).stderr
 
 
 def test_an_encoder_that_reads_texts(run: Run, corpus: Path, tiny_text_folder: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from epic_search.errors import UserError
-from epic_search.index import corpus as corpora
 from epic_search.index.corpus import Corpus
+from epic_search.index.document import PROBLEMS_KEPT
+from epic_search.index.sources import stream
 
 GOOD = {"_id": "a", "title": "T", "text": "some text", "lang": "en"}
 
@@ -23,12 +24,12 @@ def read(path: Path, **options: bool) -> tuple[list, Corpus]:
 def test_fields_and_payload(write):
     documents, corpus = read(write(GOOD, {"id": 7, "text": "x", "nested": {"k": [1, None]}}))
     first, second = documents
-    assert (first.id, first.title, first.text, first.payload, first.line) == (
+    assert (first.id, first.title, first.text, first.payload, first.place) == (
         "a",
         "T",
         "some text",
         {"lang": "en"},
-        1,
+        "line 1",
     )
     assert (second.id, second.title, second.payload) == ("7", "", {"nested": {"k": [1, None]}})
     assert corpus.problems.total == 0
@@ -37,7 +38,7 @@ def test_fields_and_payload(write):
 def test_byte_order_mark_crlf_and_blank_lines(write):
     line = json.dumps(GOOD).encode()
     documents, corpus = read(write(b"\xef\xbb\xbf" + line + b"\r", b"", b"  \r", b'{"id": "b", "text": "y"}\r'))
-    assert [(d.id, d.line) for d in documents] == [("a", 1), ("b", 4)]
+    assert [(d.id, d.place) for d in documents] == [("a", "line 1"), ("b", "line 4")]
     assert corpus.problems.total == 0
 
 
@@ -58,7 +59,7 @@ def test_last_line_without_newline(tmp_path):
         ('{"_id": "b", "title": 5, "text": "x"}', "title is not a string"),
         ('{"text": "x"}', "missing id"),
         ('{"_id": "", "text": "x"}', "empty id"),
-        ('{"_id": null, "text": "x"}', "id is not a string or an integer"),
+        ('{"_id": null, "text": "x"}', "missing id"),
         ('{"_id": 1.5, "text": "x"}', "id is not a string or an integer"),
         ('{"_id": true, "text": "x"}', "id is not a string or an integer"),
         (b'{"_id": "b", "text": "caf\xe9"}', "not UTF-8"),
@@ -80,13 +81,13 @@ def test_unusable_line_is_skipped_counted_and_named(write, line, kind):
     documents, corpus = read(path)
     assert [d.id for d in documents] == ["a", "c"]
     assert dict(corpus.problems.counts) == {kind: 1}
-    assert corpus.problems.first[0].line == 2
+    assert corpus.problems.first[0].place == "line 2"
     with pytest.raises(UserError, match=f"line 2: {kind}"):
         read(path, strict=True)
 
 
 def test_line_over_the_limit_is_not_read_whole(write, monkeypatch):
-    monkeypatch.setattr(corpora, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(stream, "MAX_ROW_BYTES", 1000)
     documents, corpus = read(write({"_id": "long", "text": "x" * 5000}, GOOD))
     assert [d.id for d in documents] == ["a"]
     assert dict(corpus.problems.counts) == {"line too long": 1}
@@ -95,7 +96,7 @@ def test_line_over_the_limit_is_not_read_whole(write, monkeypatch):
 def test_only_the_first_problems_are_kept(write):
     _, corpus = read(write(GOOD, *["{"] * 100))
     assert corpus.problems.total == 100
-    assert len(corpus.problems.first) == corpora.PROBLEMS_KEPT
+    assert len(corpus.problems.first) == PROBLEMS_KEPT
 
 
 def test_gzip_whatever_the_name(tmp_path):
@@ -120,11 +121,6 @@ def test_gzip_cut_off(tmp_path):
 def test_file_that_is_not_there(tmp_path, name):
     with pytest.raises(UserError, match="cannot read"):
         Corpus(tmp_path / name)
-
-
-def test_folder_instead_of_a_file(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
-        Corpus(tmp_path)
 
 
 def test_digest_changes_with_every_part(write):

@@ -10,7 +10,7 @@ from stand_in import StandIn
 
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
-from epic_search.index import Searcher, index_corpus, indexer
+from epic_search.index import Corpus, Searcher, index_corpus, indexer
 from epic_search.index.manifest import Manifest
 
 
@@ -77,13 +77,13 @@ def test_problems_are_reported_and_the_rest_is_stored(write, encoder, home):
     path = write(document(1), "{broken", {"_id": "x"}, document(2))
     report = index_corpus(path, name="test", encoder=encoder, home=home)
     assert (report.documents, report.skipped) == (2, 2)
-    assert [problem.line for problem in report.problems] == [2, 3]
+    assert [problem.place for problem in report.problems] == ["line 2", "line 3"]
 
 
 def test_strict_stops_and_keeps_what_came_before(write, encoder, home):
     path = write(document(1), "{broken", document(2))
     with pytest.raises(UserError, match="line 2: malformed JSON"):
-        index_corpus(path, name="test", encoder=encoder, home=home, strict=True)
+        index_corpus(Corpus(path, strict=True), name="test", encoder=encoder, home=home)
     assert set(stored(home, encoder)) == {("d1", 0)}
     assert Manifest.load(home / "test").status == "indexing"
     assert index_corpus(path, name="test", encoder=encoder, home=home).added == 1
@@ -91,10 +91,13 @@ def test_strict_stops_and_keeps_what_came_before(write, encoder, home):
 
 def test_strict_stops_at_a_duplicate(write, encoder, home):
     with pytest.raises(UserError, match="line 2: duplicate id"):
-        index_corpus(write(document(1), document(1)), name="test", encoder=encoder, home=home, strict=True)
+        corpus = Corpus(write(document(1), document(1)), strict=True)
+        index_corpus(corpus, name="test", encoder=encoder, home=home)
 
 
-@pytest.mark.parametrize("lines", [[], ["", "  "], ["{broken", '{"_id": 1}']], ids=["empty", "blank", "unusable"])
+@pytest.mark.parametrize(
+    "lines", [[], ["", "  "], ["{broken", '{"_id": 1, "text": ""}']], ids=["empty", "blank", "unusable"]
+)
 def test_file_without_a_document(write, encoder, home, lines):
     with pytest.raises(UserError, match="holds no document"):
         index_corpus(write(*lines), name="test", encoder=encoder, home=home, prune=True)
@@ -137,8 +140,8 @@ def test_other_encoder_is_refused_by_name(corpus, encoder, home):
 def test_unsound_vector_names_its_document_and_stores_nothing_of_its_chunk(corpus, encoder, home, monkeypatch, value):
     encode = encoder.encode_passages
 
-    def unsound(texts, **options):
-        vectors_PE = encode(texts, **options)
+    def unsound(texts, *, ids=None, progress=None):
+        vectors_PE = encode(texts, ids=ids, progress=progress)
         for row, text in enumerate(texts):
             if "word600 " in text:
                 vectors_PE[row] *= value
@@ -218,9 +221,9 @@ def test_progress_goes_up_to_the_whole_file(corpus, encoder, home):
 def test_memory_is_bounded_by_the_chunk(corpus, encoder, home, monkeypatch):
     sizes, encode = [], encoder.encode_passages
 
-    def counting(texts, **options):
+    def counting(texts, *, ids=None, progress=None):
         sizes.append(len(texts))
-        return encode(texts, **options)
+        return encode(texts, ids=ids, progress=progress)
 
     monkeypatch.setattr(encoder, "encode_passages", counting)
     index_corpus(corpus(3000), name="test", encoder=encoder, home=home)

@@ -24,7 +24,7 @@ def test_hits_are_what_an_exact_search_finds(searcher, encoder):
     queries = [f"word{n} river stone" for n in range(20)]
     texts = [f"Title {n}\n{document(n)['text']}" for n in range(300)]
     scores_QP = encoder.encode_queries(queries) @ encoder.encode_passages(texts).T
-    for query, hits in enumerate(searcher.search(queries, k=10)):
+    for query, hits in enumerate(searcher.search(queries, k=10, mode="dense")):
         expected = np.sort(scores_QP[query])[::-1][:10]
         np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-5)
         for hit in hits:
@@ -80,9 +80,9 @@ def test_stored_prompt_is_used_without_encoding_it_again(corpus, encoder, home, 
         patch.setattr(encoder, "prompt", None)
         searcher = Searcher.open("test", home=home, encoder=encoder)
     with searcher:
-        assert {hit.id for hit in searcher.search(["word7"], k=2)[0]} == {"d7", "d42"}
-        plain = searcher.search(["word7"], k=2, prompt=encoder.prompt())[0]
-        assert plain[0].id == "d7" and plain[0].score > searcher.search(["word7"], k=2)[0][0].score
+        assert {hit.id for hit in searcher.search(["word7"], k=2, mode="dense")[0]} == {"d7", "d42"}
+        plain = searcher.search(["word7"], k=2, mode="dense", prompt=encoder.prompt())[0]
+        assert plain[0].id == "d7" and plain[0].score > searcher.search(["word7"], k=2, mode="dense")[0][0].score
 
 
 def test_prompt_file_that_does_not_match_is_encoded_anew(corpus, encoder, home):

@@ -30,7 +30,7 @@ def test_hits_are_the_exact_order_of_the_encoders_own_scores(tiny_encoder: Encod
     with Searcher.open("c", home=tmp_path) as searcher:
         assert searcher.encoder.reference == tiny_encoder.reference, "found again without being told where"
         assert searcher.prompt.task == "find it" and searcher.prompt.demonstrations == tuple(demonstrations)
-        [hits] = searcher.search(["few words"], k=3)
+        [hits] = searcher.search(["few words"], k=3, mode="dense")
         prompt = tiny_encoder.prompt(task="find it", demonstrations=demonstrations)
         query_E = tiny_encoder.encode_queries(["few words"], prompt=prompt)[0]
         shown = [f"{hit.title}\n{hit.text}" if hit.title else hit.text for hit in hits]
@@ -48,12 +48,12 @@ def test_a_document_with_a_title_alone_is_found_by_it(tiny_encoder: Encoder, tmp
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = index_corpus(corpus, name="c", encoder=tiny_encoder, home=tmp_path)
     assert (report.added, report.passages, report.problem_counts) == (1, 1, {"empty text": 1})
-    with Searcher.open("c", home=tmp_path, encoder=tiny_encoder) as searcher:
-        [[hit]] = searcher.search(["merging"])
+    with Searcher.open("c", home=tmp_path) as searcher:
+        [[hit]] = searcher.search(["merging"], mode="dense")
         vector_E = tiny_encoder.encode_passages(["Sorting by merging"])[0]
         [query_E] = tiny_encoder.encode_queries(["merging"])
         assert (hit.id, hit.title, hit.text) == ("titled", "Sorting by merging", "Sorting by merging")
-        assert abs(hit.score - vector_E @ query_E) < 1e-3
+        assert abs(hit.score - vector_E @ query_E) < 0.01, "the searcher may compute in bfloat16"
 
 
 def test_token_ids_of_passages_are_those_of_the_texts_that_are_read(tiny_encoder: Encoder) -> None:
@@ -75,7 +75,7 @@ def test_long_rankings_can_do_without_texts(tiny_encoder: Encoder, tmp_path: Pat
     corpus.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     index_corpus(corpus, name="c", encoder=tiny_encoder, home=tmp_path)
     with Searcher.open("c", home=tmp_path) as searcher:
-        [full] = searcher.search(["few words"], k=3)
-        [bare] = searcher.search(["few words"], k=3, texts=False)
+        [full] = searcher.search(["few words"], k=3, mode="dense")
+        [bare] = searcher.search(["few words"], k=3, mode="dense", texts=False)
         assert [(hit.id, hit.score) for hit in bare] == [(hit.id, hit.score) for hit in full]
         assert {(hit.title, hit.text, len(hit.payload)) for hit in bare} == {("", "", 0)}

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,27 @@ import numpy as np
 
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
 from epic_search.index.store.edge_worker import read_frame, write_frame
-from epic_search.index.store.protocol import Match, Point, first_bad_vector
+from epic_search.index.store.protocol import (
+    FACET_TYPES,
+    RRF,
+    Fusion,
+    Match,
+    Page,
+    Point,
+    Schema,
+    Sparse,
+    StoredPoint,
+    StoreQuery,
+    check_queries,
+    check_vectors,
+)
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
+PANIC = "PanicException"
+UNREADABLE = "Service runtime error"  # how the engine begins when a file is not as it should be
 DISK_FULL = ("No space left on device", "WAL buffer size exceeds available disk space")
 
 
@@ -29,14 +46,14 @@ class StoreDamaged(Exception):
 class EdgeStore:
     """A `VectorStore` in a folder. Raises UserError when the disk is full or the engine's process dies."""
 
-    def __init__(self, path: Path, *, dim: int, create: bool, keep_open: Sequence[int] = ()) -> None:
-        """Open the store in `path`, or make an empty one there.
+    def __init__(self, path: Path, *, schema: Schema, create: bool, keep_open: Sequence[int] = ()) -> None:
+        """Open the store in `path`, which was made with these vectors, or make an empty one there.
 
         The child holds the `keep_open` file descriptors too: a lock among them lasts as long as the child,
         even when this process is killed. Raises StoreDamaged when the files cannot be read.
         """
         self.path = path
-        self.dim = dim
+        self.schema = schema
         self._one_at_a_time = threading.Lock()
         self._in_step = True
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
@@ -50,22 +67,32 @@ class EdgeStore:
             env=os.environ | {"RUST_BACKTRACE": "0"},
         )
         try:
-            answer = self._exchange({"request": "open", "path": str(path), "dim": dim, "create": create}, b"")
+            header = {
+                "path": str(path),
+                "dense": dict(schema.dense),
+                "lexical": schema.lexical,
+                "quantize": schema.quantize,
+                "create": create,
+            }
+            answer, _ = self._exchange({"request": "open"} | header, ())
             if "error" in answer:
                 self._raise_if_disk_full(answer["error"])
                 raise StoreDamaged(answer["error"])
+            self.add_fields(schema.fields)
         except BaseException:
             self.close()
             raise
 
-    def upsert(self, points: Sequence[Point], vectors_PE: np.ndarray) -> None:
-        """See VectorStore. Vectors must be finite and of unit length: the engine takes any, and keeps NaN."""
-        assert vectors_PE.shape == (len(points), self.dim), (vectors_PE.shape, len(points), self.dim)
-        assert first_bad_vector(vectors_PE) is None, points[first_bad_vector(vectors_PE) or 0].id
+    def upsert(
+        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+    ) -> None:
+        """See VectorStore."""
+        check_vectors(self.schema, len(points), dense, sparse)
         for first in range(0, len(points), UPSERT_POINTS):
-            some = points[first : first + UPSERT_POINTS]
-            rows_PE = vectors_PE[first : first + UPSERT_POINTS]
-            self._request("upsert", rows_PE, points=[[point.id, point.payload] for point in some])
+            some = slice(first, first + UPSERT_POINTS)
+            arrays = [vectors_PE[some] for vectors_PE in dense.values()]
+            arrays += [] if sparse is None else _joined(sparse[some])
+            self._request("upsert", arrays, points=[(p.id, p.payload) for p in points[some]], names=list(dense))
 
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
@@ -75,16 +102,62 @@ class EdgeStore:
         """See VectorStore."""
         self._request("flush")
 
-    def count(self) -> int:
+    def count(self, filter: Filter | None = None) -> int:
         """See VectorStore."""
-        return int(self._request("count"))
+        return int(self._request("count", filter=_json(filter)))
 
-    def search(self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None) -> list[list[Match]]:
+    def search(
+        self,
+        queries: Sequence[StoreQuery],
+        *,
+        limit: int,
+        name: str = "",
+        filter: Filter | None = None,
+        fields: Sequence[str] | None = None,
+        fusion: Fusion = RRF,
+    ) -> list[list[Match]]:
         """See VectorStore."""
-        assert vectors_QE.ndim == 2 and vectors_QE.shape[1] == self.dim, (vectors_QE.shape, self.dim)
-        assert first_bad_vector(vectors_QE) is None, first_bad_vector(vectors_QE)
-        found = self._request("search", vectors_QE, limit=limit, fields=None if fields is None else list(fields))
-        return [[Match(score, payload) for score, payload in matches] for matches in found]
+        check_queries(self.schema, queries, name)
+        dense = [query.dense_E for query in queries if query.dense_E is not None]
+        dense_QE = np.stack(dense) if dense else np.empty((0, 0), dtype=np.float32)
+        found = self._request(
+            "search",
+            [dense_QE, *_joined([query.sparse for query in queries if query.sparse is not None])],
+            queries=[(query.dense_E is not None, query.sparse is not None) for query in queries],
+            limit=limit,
+            name=name,
+            filter=_json(filter),
+            fields=None if fields is None else list(fields),
+            fusion=asdict(fusion),
+        )
+        return [[Match(*match) for match in matches] for matches in found]
+
+    def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
+        """See VectorStore."""
+        having, (flat,) = self._request_arrays("vectors", ids=list(ids), name=name)
+        return dict(zip(having, np.asarray(flat).reshape(len(having), self.schema.dense[name]), strict=True))
+
+    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+        """See VectorStore."""
+        (found, following), arrays = self._request_arrays("scroll", start=start, limit=limit)
+        values = (np.asarray(flat) for flat in arrays)
+        points = []
+        for id, payload, names, is_lexical in found:
+            dense = {name: next(values) for name in names}
+            sparse = Sparse(next(values), next(values)) if is_lexical else None
+            points.append(StoredPoint(Point(id, payload), dense, sparse))
+        return Page(points, following)
+
+    def facet(self, field: str, *, filter: Filter | None = None, limit: int = 10) -> list[tuple[str | int | bool, int]]:
+        """See VectorStore."""
+        assert self.schema.fields.get(field) in FACET_TYPES, (field, self.schema.fields)
+        found = self._request("facet", field=field, filter=_json(filter), limit=limit)
+        return [(value, count) for value, count in found]
+
+    def add_fields(self, fields: Mapping[str, FieldType]) -> None:
+        """See VectorStore."""
+        self._request("add_fields", fields=dict(fields))
+        self.schema = replace(self.schema, fields={**self.schema.fields, **fields})
 
     def optimize(self) -> None:
         """See VectorStore. Can take minutes for millions of points; being killed meanwhile does no harm."""
@@ -103,29 +176,41 @@ class EdgeStore:
         self._process.wait()
         self._stderr.close()
 
-    def _request(self, request: str, vectors: np.ndarray | None = None, **fields: Any) -> Any:
-        blob = b"" if vectors is None else np.ascontiguousarray(vectors, dtype=np.float32).tobytes()
-        answer = self._exchange({"request": request, **fields}, blob)
+    def _request(self, request: str, arrays: Sequence[np.ndarray] = (), **fields: Any) -> Any:
+        return self._request_arrays(request, arrays, **fields)[0]
+
+    def _request_arrays(
+        self, request: str, arrays: Sequence[np.ndarray] = (), **fields: Any
+    ) -> tuple[Any, list[memoryview]]:
+        answer, answered = self._exchange({"request": request, **fields}, arrays)
         if "error" in answer:
             self._raise_if_disk_full(answer["error"])
+            if answer["type"] == PANIC or answer["error"].startswith(UNREADABLE):
+                raise UserError(
+                    f"the store in {self.path} cannot be read: {answer['error']}; find out what is damaged with "
+                    f"'epic-search indexes verify {self.path.parent.name}'"
+                )
             raise RuntimeError(f"the store in {self.path} refused '{request}': {answer['type']}: {answer['error']}")
-        return answer["result"]
+        return answer["result"], answered
 
-    def _exchange(self, header: dict[str, Any], blob: bytes) -> dict[str, Any]:
+    def _exchange(
+        self, header: dict[str, Any], arrays: Sequence[np.ndarray]
+    ) -> tuple[dict[str, Any], list[memoryview]]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
+        buffers = [np.ascontiguousarray(values).ravel() for values in arrays]
         with self._one_at_a_time:
             assert self._in_step, f"a request to the store in {self.path} was cut off before"
             self._in_step = False
             try:
-                write_frame(stdin, header, blob)  # type: ignore[arg-type]
+                write_frame(stdin, header, buffers)  # type: ignore[arg-type]
                 frame = read_frame(stdout)  # type: ignore[arg-type]
             except BrokenPipeError:
                 frame = None
             if frame is None:
                 raise self._death()
             self._in_step = True
-        return frame[0]
+        return frame
 
     def _raise_if_disk_full(self, message: str) -> None:
         if any(words in message for words in DISK_FULL):
@@ -144,3 +229,17 @@ class EdgeStore:
         return UserError(
             f"the store process of {self.path} ended with {how}{last}; what was stored is kept: repeat the command"
         )
+
+
+def _joined(sparse: Sequence[Sparse]) -> list[np.ndarray]:
+    """Sparse vectors as three flat arrays: lengths, terms, weights."""
+    nothing = Sparse(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.float32))  # for when there are none
+    return [
+        np.array([len(one.terms_T) for one in sparse], dtype=np.uint32),
+        np.concatenate([one.terms_T for one in [*sparse, nothing]]),
+        np.concatenate([one.weights_T for one in [*sparse, nothing]]),
+    ]
+
+
+def _json(filter: Filter | None) -> dict[str, Any] | None:
+    return None if filter is None else as_qdrant(filter)

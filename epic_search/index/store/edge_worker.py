@@ -4,7 +4,7 @@ It is a process of its own because the engine holds Python's global lock while i
 because its process dies of SIGBUS when the disk is full. Run as a script, by path, and importing nothing else
 of this package, it starts in a tenth of a second.
 
-A frame is the two lengths, a JSON header and a blob of raw float32 values.
+A frame is the two lengths, a JSON header and a blob: the raw values of the arrays that the header lists.
 """
 
 import ctypes
@@ -12,8 +12,10 @@ import json
 import signal
 import struct
 import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LENGTHS = struct.Struct("<IQ")
@@ -22,28 +24,47 @@ HNSW_EF = 256
 # Up to this much of vectors (KiB) every search is an exact scan, of about 50 ms. A search graph is less exact,
 # and takes minutes to build for that many.
 GRAPH_ABOVE_KIB = 256 * 1024
+LEXICAL = "bm25"
+# Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
+OVERSAMPLING = 2.0
+TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool", "datetime": "Datetime"}
 
 
-def write_frame(stream: BinaryIO, header: dict[str, Any], blob: bytes | memoryview = b"") -> None:
-    """Write one frame and flush."""
-    text = json.dumps(header, ensure_ascii=False).encode("utf-8")
-    stream.write(LENGTHS.pack(len(text), len(blob)))
+def write_frame(stream: BinaryIO, header: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
+    """Write one frame and flush. `arrays`: contiguous buffers of float32 ("f") or uint32 ("I")."""
+    views = [memoryview(values) for values in arrays]
+    listed = header | {"arrays": [(view.format, view.nbytes) for view in views]}
+    text = json.dumps(listed, ensure_ascii=False).encode("utf-8")
+    stream.write(LENGTHS.pack(len(text), sum(view.nbytes for view in views)))
     stream.write(text)
-    stream.write(blob)
+    for view in views:
+        stream.write(view)
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Read one frame; None when the other side has gone."""
+def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[memoryview]] | None:
+    """Read one frame: header and flat arrays; None when the other side has gone."""
     lengths = stream.read(LENGTHS.size)
     if len(lengths) < LENGTHS.size:
         return None
     header_length, blob_length = LENGTHS.unpack(lengths)
-    header = stream.read(header_length)
-    blob = stream.read(blob_length)
-    if len(header) < header_length or len(blob) < blob_length:
+    text = stream.read(header_length)
+    blob = memoryview(stream.read(blob_length))
+    if len(text) < header_length or len(blob) < blob_length:
         return None
-    return json.loads(header), blob
+    header = json.loads(text)
+    arrays, first = [], 0
+    for kind, size in header.pop("arrays"):
+        arrays.append(blob[first : first + size].cast(kind))
+        first += size
+    return header, arrays
+
+
+class WithArrays(NamedTuple):
+    """An answer of more than JSON."""
+
+    result: Any
+    arrays: Sequence[Any]
 
 
 class Engine:
@@ -54,23 +75,39 @@ class Engine:
 
         self.edge: Any = qdrant_edge
         self.shard: Any = None
-        self.dim = 0
+        self.is_quantized = False
 
-    def open(self, path: str, dim: int, create: bool) -> None:
-        self.dim = dim
+    def open(self, path: str, dense: dict[str, int], lexical: bool, quantize: str | None, create: bool) -> None:
+        self.is_quantized = quantize is not None
         if not create:
             self.shard = self.edge.EdgeShard.load(path)
             return
         Path(path).mkdir(parents=True, exist_ok=True)
         # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
-        vectors = self.edge.EdgeVectorParams(size=dim, distance=self.edge.Distance.Dot)
-        optimizers = self.edge.EdgeOptimizersConfig(indexing_threshold=GRAPH_ABOVE_KIB)
-        config = self.edge.EdgeConfig(vectors=vectors, optimizers=optimizers)
+        dot = self.edge.Distance.Dot
+        codes = None
+        if quantize == "int8":
+            codes = self.edge.ScalarQuantizationConfig(self.edge.ScalarType.Int8, memory=self.edge.Memory.Pinned)
+        config = self.edge.EdgeConfig(
+            vectors={name: self.edge.EdgeVectorParams(size=dim, distance=dot) for name, dim in dense.items()},
+            sparse_vectors={LEXICAL: self.edge.EdgeSparseVectorParams(modifier=self.edge.Modifier.Idf)}
+            if lexical
+            else None,
+            quantization_config=codes,
+            optimizers=self.edge.EdgeOptimizersConfig(indexing_threshold=GRAPH_ABOVE_KIB),
+        )
         self.shard = self.edge.EdgeShard.create(path, config)
 
-    def upsert(self, points: list[list[Any]], *, blob: bytes) -> None:
-        rows = self._rows(blob)
-        stored = [self.edge.Point(id, row, payload) for (id, payload), row in zip(points, rows, strict=True)]
+    def upsert(self, points: list[list[Any]], names: list[str], *, arrays: list[memoryview]) -> None:
+        rows = [_rows(values, len(points)) for values in arrays[: len(names)]]
+        sparse = self._sparse(arrays[len(names) :]) if len(arrays) > len(names) else None
+        stored = []
+        for id, payload in points:
+            vectors = {name: next(of_name).tolist() for name, of_name in zip(names, rows, strict=True)}
+            terms = next(sparse) if sparse is not None else None
+            if terms is not None:
+                vectors[LEXICAL] = terms
+            stored.append(self.edge.Point(id, vectors, payload))
         self.shard.update(self.edge.UpdateOperation.upsert_points(stored))
 
     def delete(self, ids: list[str]) -> None:
@@ -79,18 +116,83 @@ class Engine:
     def flush(self) -> None:
         self.shard.flush()
 
-    def count(self) -> int:
-        return int(self.shard.count(self.edge.CountRequest(exact=True)))
+    def count(self, filter: dict[str, Any] | None) -> int:
+        return int(self.shard.count(self.edge.CountRequest(exact=True, filter=self._filter(filter))))
 
-    def search(self, limit: int, fields: list[str] | None, *, blob: bytes) -> list[list[tuple[float, dict[str, Any]]]]:
-        request, nearest = self.edge.QueryRequest, self.edge.Query.Nearest
-        params = self.edge.SearchParams(hnsw_ef=max(HNSW_EF, limit))
-        payload = True if fields is None else self.edge.PayloadSelector.Include(fields)
-        queries = [
-            request(query=nearest(row), limit=limit, with_payload=payload, params=params) for row in self._rows(blob)
-        ]
-        found = self.shard.query_batch(self.edge.QueryBatchRequest(queries))
-        return [[(point.score, point.payload) for point in points] for points in found]
+    def search(
+        self,
+        queries: list[tuple[bool, bool]],
+        limit: int,
+        name: str,
+        filter: dict[str, Any] | None,
+        fields: list[str] | None,
+        fusion: dict[str, Any],
+        *,
+        arrays: list[memoryview],
+    ) -> list[list[tuple[str, float, dict[str, Any]]]]:
+        edge, depth = self.edge, fusion["depth"]
+        dense = _rows(arrays[0], sum(has_dense for has_dense, _ in queries))
+        sparse = self._sparse(arrays[1:])
+        options = {
+            "filter": self._filter(filter),
+            "params": edge.SearchParams(
+                hnsw_ef=max(HNSW_EF, limit, depth),
+                quantization=edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+                if self.is_quantized
+                else None,
+            ),
+        }
+        answer = {
+            "limit": limit,
+            "with_payload": True if fields is None else edge.PayloadSelector.Include(fields),
+        }
+        requests, places = [], []
+        for place, (has_dense, has_sparse) in enumerate(queries):
+            legs = [edge.Query.Nearest(next(dense), using=name)] if has_dense else []
+            if has_sparse and (terms := next(sparse)) is not None:
+                legs.append(edge.Query.Nearest(terms, using=LEXICAL))
+            if len(legs) == 1:
+                requests.append(edge.QueryRequest(query=legs[0], **options, **answer))
+            elif legs:
+                fetched = [edge.Prefetch(query=leg, limit=depth, **options) for leg in legs]
+                fused = edge.Fusion.Rrf(k=fusion["k"], weights=fusion["weights"])
+                requests.append(edge.QueryRequest(prefetches=fetched, query=fused, **answer))
+            else:  # a sparse query without a term
+                continue
+            places.append(place)
+        found: list[list[tuple[str, float, dict[str, Any]]]] = [[] for _ in queries]
+        for place, points in zip(places, self.shard.query_batch(edge.QueryBatchRequest(requests)), strict=True):
+            found[place] = [(str(point.id), point.score, point.payload) for point in points]
+        return found
+
+    def vectors(self, ids: list[str], name: str) -> WithArrays:
+        records = self.shard.retrieve(ids, with_payload=False, with_vector=[name])
+        having = [(str(record.id), named[name]) for record in records if name in (named := _named(record.vector))]
+        return WithArrays([id for id, _ in having], [array("f", (x for _, vector in having for x in vector))])
+
+    def scroll(self, start: str | None, limit: int) -> WithArrays:
+        request = self.edge.ScrollRequest(offset=start, limit=limit, with_payload=True, with_vector=True)
+        records, following = self.shard.scroll(request)
+        points, arrays = [], []
+        for record in records:
+            vectors = _named(record.vector)
+            sparse = vectors.pop(LEXICAL, None)
+            points.append((str(record.id), record.payload, list(vectors), sparse is not None))
+            arrays += [array("f", vector) for vector in vectors.values()]
+            if sparse is not None:
+                arrays += [array("I", sparse.indices), array("f", sparse.values)]
+        return WithArrays((points, None if following is None else str(following)), arrays)
+
+    def facet(self, field: str, filter: dict[str, Any] | None, limit: int) -> list[tuple[Any, int]]:
+        request = self.edge.FacetRequest(field, limit=limit, exact=True, filter=self._filter(filter))
+        return [(hit.value, hit.count) for hit in self.shard.facet(request)]
+
+    def add_fields(self, fields: dict[str, str]) -> None:
+        there = self.shard.info().payload_schema
+        for field, kind in fields.items():
+            wanted = getattr(self.edge.PayloadSchemaType, TYPES[kind])
+            if field not in there or there[field].data_type != wanted:
+                self.shard.update(self.edge.UpdateOperation.create_field_index(field, wanted))
 
     def optimize(self) -> None:
         # This can take minutes, in which the end of the parent would not be noticed and the index stay locked.
@@ -99,10 +201,50 @@ class Engine:
         self.shard.flush()
         _die_with_parent(0)
 
-    def _rows(self, blob: bytes) -> Any:
-        import numpy as np
+    def _sparse(self, arrays: list[memoryview]) -> Iterator[Any]:
+        """Sparse vectors from (lengths, terms, weights); None for an empty one."""
+        lengths, terms, weights = arrays
+        first = 0
+        for length in lengths:
+            last = first + length
+            yield self.edge.SparseVector(terms[first:last].tolist(), weights[first:last].tolist()) if length else None
+            first = last
 
-        return np.frombuffer(blob, dtype=np.float32).reshape(-1, self.dim)
+    def _filter(self, filter: dict[str, Any] | None) -> Any:
+        """The engine's form of a filter in Qdrant's JSON."""
+        if filter is None:
+            return None
+        return self.edge.Filter(**{kind: [self._condition(part) for part in parts] for kind, parts in filter.items()})
+
+    def _condition(self, condition: dict[str, Any]) -> Any:
+        edge = self.edge
+        match condition:
+            case {"key": key, "match": {"any": values}}:
+                return edge.FieldCondition(key, match=edge.MatchAny(values))
+            case {"key": key, "match": {"value": bool() as value}}:
+                import numpy as np  # the engine takes Python's True for the integer 1, and numpy's for what it is
+
+                return edge.FieldCondition(key, match=edge.MatchValue(np.bool_(value)))
+            case {"key": key, "match": {"value": value}}:
+                return edge.FieldCondition(key, match=edge.MatchValue(value))
+            case {"key": key, "range": bounds}:
+                is_date = any(isinstance(bound, str) for bound in bounds.values())
+                return edge.FieldCondition(key, range=(edge.RangeDateTime if is_date else edge.RangeFloat)(**bounds))
+            case {"is_empty": {"key": key}}:
+                return edge.IsEmptyCondition(key)
+            case _:
+                return self._filter(condition)
+
+
+def _rows(values: memoryview, count: int) -> Iterator[memoryview]:
+    """The rows of a flat array."""
+    width = len(values) // count if count else 0
+    return (values[row * width : (row + 1) * width] for row in range(count))
+
+
+def _named(vectors: Any) -> dict[str, Any]:
+    """A point's vectors by name: the engine gives an unnamed one alone."""
+    return vectors if isinstance(vectors, dict) else {"": vectors}
 
 
 def _die_with_parent(death: int) -> None:
@@ -111,7 +253,7 @@ def _die_with_parent(death: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(death))
 
 
-REQUESTS_WITH_BLOB = ("upsert", "search")
+REQUESTS_WITH_ARRAYS = ("upsert", "search")
 
 
 def main() -> None:
@@ -119,11 +261,11 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     engine = Engine()
     while (frame := read_frame(requests)) is not None:
-        header, blob = frame
+        header, sent = frame
         name = header.pop("request")
         try:
-            if name in REQUESTS_WITH_BLOB:
-                header["blob"] = blob
+            if name in REQUESTS_WITH_ARRAYS:
+                header["arrays"] = sent
             result = getattr(engine, name)(**header)
         except BaseException as error:
             # The engine's panics derive from BaseException, and after one the shard cannot be trusted.
@@ -131,7 +273,8 @@ def main() -> None:
             if not isinstance(error, Exception):
                 return
         else:
-            write_frame(answers, {"result": result})
+            result, arrays = result if isinstance(result, WithArrays) else (result, ())
+            write_frame(answers, {"result": result}, arrays)
     if engine.shard is not None:
         engine.shard.close()
 

@@ -1,38 +1,127 @@
 """What the index asks of a vector store, and the checks every vector passes before it gets there.
 
-Shapes: P passages, Q queries, E dimensions of a vector.
+Shapes: P points, Q queries, E dimensions of a vector, T terms of a sparse vector.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from epic_search.index.filters import FieldType, Filter
+
 UNIT_TOLERANCE = 1e-3
+LEXICAL = "bm25"  # the name of the sparse vector
+FACET_TYPES: tuple[FieldType | None, ...] = ("keyword", "int", "bool")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A stored passage without its vector. `id` is a UUID; the payload is JSON."""
+    """A stored point without its vectors. `id` is a UUID; the payload is JSON."""
 
     id: str
     payload: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """A sparse vector: ascending term ids (uint32) and as many finite weights (float32); both may be empty.
+
+    One that is not so cannot be made: an engine that is given it may never open its files again.
+    """
+
+    terms_T: np.ndarray
+    weights_T: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert self.terms_T.dtype == np.uint32 and self.weights_T.dtype == np.float32, (self.terms_T, self.weights_T)
+        assert self.terms_T.ndim == 1 and self.terms_T.shape == self.weights_T.shape, (self.terms_T, self.weights_T)
+        assert np.all(self.terms_T[1:] > self.terms_T[:-1]), self.terms_T
+        assert np.all(np.isfinite(self.weights_T)), self.weights_T
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What the points of a store are made of.
+
+    `dense`: vector name -> dimensions ("" is the only vector of an index made before there were names, and stays the
+    name of a passage's own). `lexical`: whether there is a sparse vector, LEXICAL, too, whose terms count by their
+    inverse document frequency. `fields`: path in the payload ("payload.year") -> type, for filters and facets.
+    `quantize`: as what large numbers of dense vectors are searched, before the nearest are compared whole.
+    """
+
+    dense: Mapping[str, int]
+    lexical: bool = False
+    fields: Mapping[str, FieldType] = field(default_factory=dict)
+    quantize: Literal["int8"] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreQuery:
+    """What is near to a unit vector, to a sparse vector, or, with both, to either (see Fusion)."""
+
+    dense_E: np.ndarray | None = None
+    sparse: Sparse | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How two rankings become one: Qdrant's reciprocal rank fusion (after Cormack, Clarke and Büttcher, SIGIR 2009).
+
+    A point at place r (from 1) of the first `depth` of a ranking with weight w gets 1 / (r / w + k - 1) for it, and
+    the sum of both is its score. `weights`: of the dense and of the lexical ranking.
+    """
+
+    depth: int = 100
+    k: int = 60
+    weights: tuple[float, float] = (1.0, 1.0)
+
+
+RRF = Fusion()
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A point found, with its cosine similarity to the query."""
+    """A point found. `score`: the cosine of a dense query, the BM25 score of a sparse one, or the fused score."""
 
+    id: str
     score: float
     payload: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredPoint:
+    """A point with all its vectors: name -> float32 (E,)."""
+
+    point: Point
+    dense: Mapping[str, np.ndarray]
+    sparse: Sparse | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some points of a store. `next` begins the next page; None at the end."""
+
+    points: list[StoredPoint]
+    next: str | None
 
 
 class VectorStore(Protocol):
     """Points with unit vectors. What `flush` returned from survives a crash of process and machine."""
 
-    def upsert(self, points: Sequence[Point], vectors_PE: np.ndarray) -> None:
-        """Store points with float32 unit vectors, replacing those of the same id."""
+    @property
+    def schema(self) -> Schema:
+        """What the store was opened with, and the fields added since."""
+
+    def upsert(
+        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+    ) -> None:
+        """Store points, replacing those of the same id.
+
+        `dense`: float32 unit vectors (P, E) for some or all of the schema's names; without those of a name, the
+        points have no such vector. `sparse`: one for each point; an empty one is no vector.
+        """
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove points; an id that is not stored is no error."""
@@ -40,11 +129,36 @@ class VectorStore(Protocol):
     def flush(self) -> None:
         """Bring everything so far to the disk."""
 
-    def count(self) -> int:
-        """How many points are stored."""
+    def count(self, filter: Filter | None = None) -> int:
+        """How many points are stored and pass the filter: an exact number."""
 
-    def search(self, vectors_QE: np.ndarray, *, limit: int, fields: Sequence[str] | None = None) -> list[list[Match]]:
-        """For each query vector the `limit` nearest points, best first, with these fields of their payload (or all)."""
+    def search(
+        self,
+        queries: Sequence[StoreQuery],
+        *,
+        limit: int,
+        name: str = "",
+        filter: Filter | None = None,
+        fields: Sequence[str] | None = None,
+        fusion: Fusion = RRF,
+    ) -> list[list[Match]]:
+        """For each query the `limit` best of the points that pass the filter, best first.
+
+        Dense queries are compared with the vectors called `name`. A sparse one finds the points that have one of its
+        terms, and nothing when it has none. `fields`: what of their payload matches carry (None: all of it).
+        """
+
+    def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
+        """The stored vectors (E,) called `name` by point id; ids that have none are left out."""
+
+    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+        """`limit` points from `start` on (None: from the first), in an order that stays."""
+
+    def facet(self, field: str, *, filter: Filter | None = None, limit: int = 10) -> list[tuple[str | int | bool, int]]:
+        """The commonest values of a keyword, int or bool field of the schema, each with the exact number of points."""
+
+    def add_fields(self, fields: Mapping[str, FieldType]) -> None:
+        """Make these fields fast to filter by, and possible to facet; those that are so already stay."""
 
     def optimize(self) -> None:
         """Build the search graph where there are enough points to need one, and clear out deleted ones."""
@@ -58,3 +172,23 @@ def first_bad_vector(vectors_PE: np.ndarray) -> int | None:
     norms_P = np.linalg.norm(vectors_PE, axis=1)
     bad_P = ~(np.abs(norms_P - 1.0) <= UNIT_TOLERANCE)  # also true for NaN
     return int(np.argmax(bad_P)) if bad_P.any() else None
+
+
+def check_vectors(
+    schema: Schema, points: int, dense: Mapping[str, np.ndarray], sparse: Sequence[Sparse] | None
+) -> None:
+    """Assert that vectors are what the schema says: engines keep NaN, and are harmed by unknown names."""
+    for name, vectors_PE in dense.items():
+        assert name in schema.dense, (name, list(schema.dense))
+        assert vectors_PE.shape == (points, schema.dense[name]), (name, vectors_PE.shape, points, schema.dense)
+        assert first_bad_vector(vectors_PE) is None, (name, first_bad_vector(vectors_PE))
+    assert sparse is None or (schema.lexical and len(sparse) == points), (schema.lexical, len(sparse), points)
+
+
+def check_queries(schema: Schema, queries: Sequence[StoreQuery], name: str) -> None:
+    """Assert that each query can be asked of a store with this schema."""
+    for query in queries:
+        assert query.dense_E is not None or query.sparse is not None, query
+        if query.dense_E is not None:
+            check_vectors(schema, 1, {name: query.dense_E[None]}, None)
+        assert query.sparse is None or schema.lexical, schema

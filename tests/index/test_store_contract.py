@@ -1,0 +1,422 @@
+"""What holds for every vector store: the same assertions over each of them.
+
+A real Qdrant server is asked, too, where EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What
+the client's in-memory mode answers, directly and through the stub, is the client's word for what a server does.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+from stub_server import StubServer
+
+from epic_search.index.filters import And, Compare, Exists, Filter, In, Not, Or
+from epic_search.index.store.connection import Connection, Server
+from epic_search.index.store.edge import UPSERT_POINTS, EdgeStore
+from epic_search.index.store.protocol import (
+    Fusion,
+    Match,
+    Point,
+    Schema,
+    Sparse,
+    StoredPoint,
+    StoreQuery,
+    VectorStore,
+    first_bad_vector,
+)
+from epic_search.index.store.server import Layout, ServerStore, create_collection
+
+SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
+DIM = 16
+LANGUAGES = ["en", "de", "fr"]
+FIELDS = {
+    "n": "int",
+    "payload.lang": "keyword",
+    "payload.price": "float",
+    "payload.ok": "bool",
+    "payload.when": "datetime",
+    'payload."odd key"': "keyword",
+}
+Open = Callable[..., VectorStore]
+
+
+@pytest.fixture(params=["embedded", "in memory", "stub", *(["server"] if SERVER_URL else [])])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Opens the same store, again and again; `create` empties it."""
+    with ExitStack() as stack:
+        if request.param == "embedded":
+
+            def open_store(schema: Schema, *, create: bool = True) -> VectorStore:
+                return EdgeStore(tmp_path / "store", schema=schema, create=create)
+
+        else:
+            connection = stack.enter_context(connected(request.param, stack))
+            collection = f"epic-search-test-{uuid.uuid4()}"
+            stack.callback(lambda: connection(lambda client: client.delete_collection(collection)))
+
+            def open_store(schema: Schema, *, create: bool = True) -> VectorStore:
+                if create:
+                    create_collection(connection, collection, schema=schema, layout=Layout(), metadata={})
+                return ServerStore(connection, collection, schema=schema)
+
+        def opened(schema: Schema, *, create: bool = True) -> VectorStore:
+            store = open_store(schema, create=create)
+            stack.callback(store.close)
+            return store
+
+        yield opened
+
+
+def connected(kind: str, stack: ExitStack) -> Connection:
+    """A connection to the client's in-memory mode, to the stub, or to the real server."""
+    if kind == "in memory":
+        return Connection(Server("http://in-memory"), client=QdrantClient(":memory:"))
+    if kind == "stub":
+        return Connection(Server(stack.enter_context(StubServer()).url))
+    return Connection(Server(SERVER_URL, api_key=os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")))
+
+
+@pytest.mark.skipif(not SERVER_URL, reason="no EPIC_SEARCH_TEST_QDRANT_URL: nothing here was asked of a real server")
+def test_a_real_server_is_among_the_stores(opened: Open) -> None:
+    assert opened(Schema({"": DIM})).count() == 0
+
+
+@pytest.fixture
+def store(opened: Open) -> VectorStore:
+    """A store of passages: dense, lexical, with fields."""
+    return opened(Schema({"": DIM, "query": 4}, lexical=True, fields=FIELDS))
+
+
+def vectors(count: int, *, seed: int = 0, dim: int = DIM) -> np.ndarray:
+    vectors_PE = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return vectors_PE / np.linalg.norm(vectors_PE, axis=1, keepdims=True)
+
+
+def id_of(n: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, str(n)))
+
+
+def points(count: int) -> list[Point]:
+    return [Point(id_of(n), {"n": n, "payload": payload(n)}) for n in range(count)]
+
+
+def payload(n: int) -> dict[str, object]:
+    given = {
+        "lang": LANGUAGES[n % 3] if n % 5 else [LANGUAGES[n % 3], "la"],
+        "price": n / 4,
+        "ok": n % 2 == 0,
+        "when": f"2024-{n % 12 + 1:02d}-15T12:00:00+02:00",
+        "odd key": f"o{n % 4}",
+    }
+    return given if n % 7 else {**given, "lang": None, "price": []}
+
+
+def sparse(*weights: dict[int, float]) -> list[Sparse]:
+    return [
+        Sparse(np.array(sorted(one), dtype=np.uint32), np.array([one[t] for t in sorted(one)], dtype=np.float32))
+        for one in weights
+    ]
+
+
+def terms(count: int, seed: int = 3) -> list[Sparse]:
+    """Some of thirty terms for each point; none for every tenth."""
+    random = np.random.default_rng(seed)
+    return sparse(
+        *(
+            {int(term): float(random.uniform(0.5, 2)) for term in random.choice(30, size=6 if n % 10 else 0)}
+            for n in range(count)
+        )
+    )
+
+
+def asked(vectors_QE: np.ndarray) -> list[StoreQuery]:
+    return [StoreQuery(vector_E) for vector_E in vectors_QE]
+
+
+def numbers(matches: list[Match]) -> list[int]:
+    return [match.payload["n"] for match in matches]
+
+
+def filled(store: VectorStore, count: int = 300) -> VectorStore:
+    store.upsert(points(count), {"": vectors(count), "query": vectors(count, dim=4)}, sparse=terms(count))
+    return store
+
+
+class TestDense:
+    def test_search_is_exact_on_few_points(self, store):
+        filled(store, 500)
+        vectors_PE = vectors(500)
+        found = store.search(asked(vectors_PE[:20]), limit=5)
+        expected = np.argsort(-(vectors_PE[:20] @ vectors_PE.T), axis=1)[:, :5]
+        assert [numbers(matches) for matches in found] == expected.tolist()
+        assert found[0][0].score == pytest.approx(1.0, abs=1e-5)
+        assert found[0][0].id == id_of(0)
+
+    def test_each_vector_has_a_name_of_its_own(self, store):
+        store.upsert(points(10)[:5], {"": vectors(5)})
+        store.upsert(points(10)[5:], {"": vectors(5, seed=1), "query": vectors(5, seed=2, dim=4)})
+        [matches] = store.search(asked(vectors(5, seed=2, dim=4)[2:3]), limit=10, name="query")
+        assert numbers(matches)[0] == 7 and set(numbers(matches)) == {5, 6, 7, 8, 9}
+
+    def test_upsert_replaces(self, store):
+        filled(store, 10)
+        store.upsert([Point(id_of(3), {"n": "new"})], {"": vectors(1, seed=1)})
+        assert store.count() == 10
+        assert store.search(asked(vectors(1, seed=1)), limit=1)[0][0].payload == {"n": "new"}
+        assert id_of(3) not in store.vectors([id_of(3)], name="query"), "nothing of the old point is left"
+
+    def test_delete(self, store):
+        filled(store, 10)
+        store.delete([point.id for point in points(12)[8:]])
+        assert store.count() == 8
+
+    def test_many_points_in_one_call(self, store):
+        assert filled(store, 3 * UPSERT_POINTS + 1).count() == 3 * UPSERT_POINTS + 1
+
+    def test_payload_survives_as_it_is(self, store):
+        payload = {"a": [1, 2.5, None, True, {"b": "日本"}], "": -(2**63), "u": 2**64 - 1, "deep": [[[[]]]]}
+        store.upsert([Point(id_of(1), payload)], {"": vectors(1)})
+        assert store.search(asked(vectors(1)), limit=1)[0][0].payload == payload
+
+    def test_only_the_fields_asked_for(self, store):
+        filled(store, 10)
+        assert store.search(asked(vectors(1)), limit=1, fields=["n"])[0][0].payload == {"n": 0}
+
+    def test_optimize_keeps_everything(self, store):
+        filled(store, 2000)
+        store.delete([point.id for point in points(1500)])
+        store.optimize()
+        assert store.count() == 500
+
+    def test_reopen(self, opened):
+        schema = Schema({"": DIM, "query": 4}, lexical=True, fields=FIELDS)
+        store = filled(opened(schema), 10)
+        store.flush()
+        store.close()
+        again = opened(schema, create=False)
+        assert again.count() == 10
+        assert [numbers(matches) for matches in again.search(asked(vectors(10)), limit=1)] == [[n] for n in range(10)]
+        assert again.facet("payload.ok") == [(False, 5), (True, 5)]
+
+
+def test_quantized_search_is_exact_on_few_points(opened):
+    store = opened(Schema({"": DIM}, quantize="int8"))
+    store.upsert(points(500), {"": vectors(500)})
+    store.optimize()
+    found = store.search(asked(vectors(500)[:20]), limit=5)
+    expected = np.argsort(-(vectors(500)[:20] @ vectors(500).T), axis=1)[:, :5]
+    assert [numbers(matches) for matches in found] == expected.tolist()
+
+
+class TestLexical:
+    def test_scores_are_weights_times_inverse_document_frequency(self, store):
+        filled(store)
+        stored = terms(300)
+        [query] = sparse({1: 1.0, 4: 1.0, 29: 1.0})
+        [matches] = store.search([StoreQuery(sparse=query)], limit=300)
+        expected = bm25(query, stored)
+        assert {m.payload["n"]: pytest.approx(m.score, rel=1e-3) for m in matches} == expected
+        scores = [match.score for match in matches]
+        assert scores == sorted(scores, reverse=True)
+
+    def test_a_query_without_a_term_finds_nothing(self, store):
+        filled(store, 20)
+        found = store.search([StoreQuery(sparse=sparse({})[0]), StoreQuery(sparse=sparse({99: 1.0})[0])], limit=5)
+        assert found == [[], []]
+
+    def test_unsound_sparse_vectors_cannot_be_made(self):
+        good = np.array([1, 2], dtype=np.uint32), np.array([1, 2], dtype=np.float32)
+        for terms_T, weights_T in [
+            (good[0], good[1][:1]),
+            (good[0][::-1], good[1]),
+            (good[0][[0, 0]], good[1]),
+            (good[0], good[1] * np.nan),
+            (good[0].astype(np.int64), good[1]),
+        ]:
+            with pytest.raises(AssertionError):
+                Sparse(terms_T, weights_T)
+
+
+class TestFusion:
+    @pytest.mark.parametrize("fusion", [Fusion(), Fusion(depth=7, k=2), Fusion(depth=20, k=10, weights=(3.0, 1.0))])
+    def test_reciprocal_ranks(self, store, fusion):
+        filled(store)
+        queries = [
+            StoreQuery(vector_E, sparse({n: 1.0, n + 7: 1.0, n + 9: 1.0})[0])
+            for n, vector_E in enumerate(vectors(10, seed=5))
+        ]
+        found = store.search(queries, limit=2 * fusion.depth, fusion=fusion)
+        for query, matches in zip(queries, found, strict=True):
+            legs = [StoreQuery(query.dense_E), StoreQuery(sparse=query.sparse)]
+            rankings = [numbers(ranked) for ranked in store.search(legs, limit=fusion.depth)]
+            assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in matches} == fused(rankings, fusion)
+
+    def test_a_query_without_a_term_is_a_dense_one(self, store):
+        filled(store, 20)
+        vector_E = vectors(1)[0]
+        found = store.search([StoreQuery(vector_E, sparse({})[0]), StoreQuery(vector_E)], limit=5)
+        assert found[0] == found[1]
+
+    def test_queries_of_all_kinds_at_once(self, store):
+        filled(store, 50)
+        vector_E, [query] = vectors(1)[0], sparse({2: 1.0})
+        kinds = [StoreQuery(vector_E), StoreQuery(sparse=query), StoreQuery(vector_E, query)]
+        together = store.search(kinds, limit=5)
+        assert together == [store.search([kind], limit=5)[0] for kind in kinds]
+
+
+FILTERS: list[tuple[Filter, Callable[[int], bool]]] = [
+    (Compare("payload.lang", "=", "de"), lambda n: "de" in languages(n)),
+    (Compare("payload.lang", "=", "la"), lambda n: "la" in languages(n)),
+    (Not(Compare("payload.lang", "=", "de")), lambda n: "de" not in languages(n)),
+    (In("payload.lang", ("fr", "la")), lambda n: bool({"fr", "la"} & set(languages(n)))),
+    (Exists("payload.lang"), lambda n: bool(n % 7)),
+    (Not(Exists("payload.nowhere")), lambda n: True),
+    (Compare("payload.price", "<=", 3.25), lambda n: bool(n % 7) and n / 4 <= 3.25),
+    (Compare("payload.price", "=", 3.25), lambda n: n == 13),
+    (Compare("n", ">", 280), lambda n: n > 280),
+    (Compare("n", "=", 28), lambda n: n == 28),
+    (In("n", (1, 2, 3, 999)), lambda n: n in (1, 2, 3)),
+    (Compare("payload.ok", "=", True), lambda n: n % 2 == 0),
+    (Compare("payload.ok", "=", False), lambda n: n % 2 == 1),
+    (Compare("payload.when", ">=", datetime(2024, 11, 15, 10, tzinfo=UTC)), lambda n: n % 12 >= 10),
+    (Compare("payload.when", "=", datetime(2024, 11, 15, 10, tzinfo=UTC)), lambda n: n % 12 == 10),
+    (Compare("payload.when", ">", datetime(2024, 11, 15, 10, tzinfo=UTC)), lambda n: n % 12 == 11),
+    (Compare('payload."odd key"', "=", "o2"), lambda n: n % 4 == 2),
+    (And((Compare("n", "<", 50), Compare("payload.ok", "=", True))), lambda n: n < 50 and n % 2 == 0),
+    (Or((Compare("n", "<", 5), Compare("n", ">=", 290))), lambda n: n < 5 or n >= 290),
+    (
+        Not(Or((Compare("n", "<", 5), And((Exists("payload.lang"), Compare("payload.ok", "=", False)))))),
+        lambda n: not (n < 5 or (n % 7 and n % 2)),
+    ),
+]
+
+
+class TestFilters:
+    def test_a_filtered_search_is_a_search_of_what_passes(self, store):
+        filled(store)
+        vectors_PE, query_E = vectors(300), vectors(1, seed=9)[0]
+        for filter, passes in FILTERS:
+            passing = [n for n in range(300) if passes(n)]
+            assert store.count(filter) == len(passing), filter
+            found = store.search([StoreQuery(query_E), StoreQuery(query_E, terms(4)[3])], limit=10, filter=filter)
+            nearest = sorted(passing, key=lambda n: -float(vectors_PE[n] @ query_E))
+            assert numbers(found[0]) == nearest[:10], filter
+            assert set(numbers(found[1])) <= set(passing) and len(found[1]) == min(10, len(passing)), filter
+
+    def test_facets_count_what_passes(self, store):
+        filled(store)
+        facets = dict(store.facet("payload.lang", filter=Compare("n", "<", 100)))
+        assert facets == {lang: sum(lang in languages(n) for n in range(100)) for lang in [*LANGUAGES, "la"]}
+        assert dict(store.facet("payload.ok")) == {True: 150, False: 150}
+        assert len(store.facet("n", limit=3)) == 3
+
+    def test_fields_added_later(self, opened):
+        store = filled(opened(Schema({"": DIM, "query": 4}, lexical=True)), 30)
+        store.add_fields({"payload.lang": "keyword", "n": "int"})
+        store.add_fields({"payload.lang": "keyword"})
+        assert dict(store.facet("payload.lang"))["de"] == sum("de" in languages(n) for n in range(30))
+        assert store.schema.fields == {"payload.lang": "keyword", "n": "int"}
+
+
+class TestStoredVectors:
+    def test_by_id(self, store):
+        filled(store, 20)
+        store.upsert([Point(id_of(99), {})], {"": vectors(1, seed=4)})
+        found = store.vectors([id_of(3), id_of(99), id_of(1234)])
+        assert found.keys() == {id_of(3), id_of(99)}
+        np.testing.assert_array_equal(found[id_of(3)], vectors(20)[3])
+        assert store.vectors([id_of(3), id_of(99)], name="query").keys() == {id_of(3)}
+        assert store.vectors([]) == {}
+
+    @pytest.mark.parametrize("limit", [7, 1000])
+    def test_scroll_goes_once_through_everything(self, store, limit):
+        filled(store, 50)
+        store.upsert([Point(id_of(50), {"n": 50})], {"": vectors(1, seed=4)})
+        found: dict[int, StoredPoint] = {}
+        start: str | None = None
+        while True:
+            page = store.scroll(limit=limit, start=start)
+            assert len(page.points) <= limit
+            found |= {stored.point.payload["n"]: stored for stored in page.points}
+            if (start := page.next) is None:
+                break
+        assert sorted(found) == list(range(51))
+        for n in range(50):
+            assert found[n].point == points(50)[n]
+            np.testing.assert_array_equal(found[n].dense[""], vectors(50)[n])
+            np.testing.assert_array_equal(found[n].dense["query"], vectors(50, dim=4)[n])
+            expected = terms(50)[n]
+            if len(expected.terms_T):
+                np.testing.assert_array_equal(found[n].sparse.terms_T, expected.terms_T)
+                np.testing.assert_array_equal(found[n].sparse.weights_T, expected.weights_T)
+            else:
+                assert found[n].sparse is None
+        assert list(found[50].dense) == [""]
+
+
+class TestUnsound:
+    """What would harm an engine, or stay in it for good, does not get there."""
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 2.0])
+    def test_vectors_are_found(self, value):
+        vectors_PE = vectors(5)
+        assert first_bad_vector(vectors_PE) is None
+        vectors_PE[3] *= value
+        assert first_bad_vector(vectors_PE) == 3
+
+    def test_nothing_of_it_is_stored(self, store):
+        for dense, lexical in [
+            ({"": vectors(1) * np.nan}, None),
+            ({"": vectors(1)[:, :4]}, None),
+            ({"unknown": vectors(1)}, None),
+            ({"": vectors(1)}, sparse({1: 1.0}, {2: 1.0})),
+        ]:
+            with pytest.raises(AssertionError):
+                store.upsert(points(1), dense, sparse=lexical)
+        for query in [StoreQuery(vectors(1)[0] * 2), StoreQuery()]:
+            with pytest.raises(AssertionError):
+                store.search([query], limit=1)
+        with pytest.raises(AssertionError):
+            store.search(asked(vectors(1)), limit=1, name="unknown")
+        assert store.count() == 0
+
+    def test_a_dense_store_has_no_terms(self, opened):
+        store = opened(Schema({"": DIM}))
+        with pytest.raises(AssertionError):
+            store.upsert(points(1), {"": vectors(1)}, sparse=terms(1))
+        with pytest.raises(AssertionError):
+            store.search([StoreQuery(sparse=terms(2)[1])], limit=1)
+
+
+def languages(n: int) -> list[str]:
+    value = payload(n)["lang"]
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def bm25(query: Sparse, stored: list[Sparse]) -> dict[int, float]:
+    """Score by point of what a sparse query finds; the weights' inverse document frequency is Lucene's."""
+    scores: dict[int, float] = {}
+    count = sum(len(one.terms_T) > 0 for one in stored)
+    for term in query.terms_T:
+        having = [n for n, one in enumerate(stored) if term in one.terms_T]
+        idf = np.log((count - len(having) + 0.5) / (len(having) + 0.5) + 1)
+        for n in having:
+            weight = stored[n].weights_T[stored[n].terms_T == term].item()
+            scores[n] = scores.get(n, 0.0) + float(idf) * weight
+    return scores
+
+
+def fused(rankings: list[list[int]], fusion: Fusion) -> dict[int, float]:
+    """Reciprocal rank fusion, written down plainly."""
+    scores: dict[int, float] = {}
+    for ranking, weight in zip(rankings, fusion.weights, strict=True):
+        for rank, n in enumerate(ranking, 1):
+            scores[n] = scores.get(n, 0.0) + 1 / (rank / weight + fusion.k - 1)
+    return scores
