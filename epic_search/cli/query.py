@@ -96,6 +96,7 @@ def query(
     """
     from epic_search.index import Searcher
     from epic_search.index import home as default_home
+    from epic_search.index.filter_parser import parse
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
 
@@ -105,6 +106,8 @@ def query(
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     name = index or latest_index(folder)
     manifest = made_by(name, folder)
+    if filter is not None:
+        parse(filter, manifest.filter_types)  # a mistake is told before the encoder takes its seconds to load
     loaded = None
     if mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.fields import DOCUMENT_ID
 from epic_search.index.fields import Field as DocumentField
+from epic_search.index.filters import FieldType
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
@@ -94,6 +96,11 @@ class Manifest(BaseModel):
             raise UserError(
                 f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
             ) from error
+
+    @property
+    def filter_types(self) -> dict[str, FieldType]:
+        """The types of the fields that filters know, the document's id among them."""
+        return {DOCUMENT_ID: "keyword", **{name: field.type for name, field in self.types.items()}}
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
