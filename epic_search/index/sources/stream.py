@@ -15,6 +15,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 BLOCK_BYTES = 2**18
+ZSTD_BUFFER_BYTES = 2**14
 
 
 class ByteStream:
@@ -83,9 +84,9 @@ class ByteStream:
             import pyarrow
 
             self._kind = "zstd "
-            # Of the readers of zstd at hand, this one tells a file that ends early.
+            # This reader of zstd tells a file that ends early; what it has read of the last buffer is lost then.
             file = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._raw, "r"), "zstd")
-            return io.BufferedReader(file, BLOCK_BYTES)
+            return io.BufferedReader(file, ZSTD_BUFFER_BYTES)
         return self._raw
 
     def _damaged(self, place: str, error: Exception) -> UserError:
