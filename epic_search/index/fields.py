@@ -1,7 +1,11 @@
 """Typed fields of documents: declared by the user or inferred from documents, for filters and facets."""
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -61,6 +65,32 @@ def misfit(document: Document, name: str, kind: FieldType) -> str | None:
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return next((_short(one) for one in _each(value) if not fits(one, kind)), None)
+
+
+def with_types(document: Document, types: Mapping[str, FieldType]) -> Document:
+    """The document with the values that its texts in these fields stand for: a CSV file holds nothing but texts.
+
+    What stands for no value of its type stays as it is. Another value is another version of the document.
+    """
+    texts = {name: text for name in types if isinstance(text := document.payload.get(name), str)}
+    values = {name: value for name, text in texts.items() if (value := _meant(text, types[name])) is not None}
+    if not values:
+        return document
+    digest = hashlib.sha256(document.digest + json.dumps(values, sort_keys=True).encode()).digest()
+    return replace(document, payload=document.payload | values, digest=digest)
+
+
+def _meant(text: str, kind: FieldType) -> int | float | bool | None:
+    text = text.strip()
+    match kind:
+        case "int" if re.fullmatch(r"[+-]?\d{1,16}", text, re.ASCII):
+            return int(text)
+        case "float" if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", text, re.ASCII | re.IGNORECASE):
+            return float(text) if math.isfinite(float(text)) else None
+        case "bool":
+            return {"true": True, "false": False}.get(text.lower())
+        case _:
+            return None
 
 
 def fits(value: Any, kind: FieldType) -> bool:

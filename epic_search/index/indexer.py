@@ -13,7 +13,7 @@ from epic_search.errors import UserError
 from epic_search.index.contents import Contents
 from epic_search.index.corpus import Corpus
 from epic_search.index.document import Document, Problem
-from epic_search.index.fields import Field, inferred, misfit
+from epic_search.index.fields import Field, inferred, misfit, with_types
 from epic_search.index.filters import FieldType
 from epic_search.index.folder import make_folder, target_folder
 from epic_search.index.lexical import average_length
@@ -93,8 +93,7 @@ def index_corpus(
     those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
     given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
     for filters; those of a new index that are not declared are inferred from its first documents. A document that does
-    not fit a declared type is skipped. Raises UserError for what a user can put
-    right; nothing stored is lost by that.
+    not fit a declared type is skipped. Raises UserError for what a user can put right; nothing stored is lost by that.
     """
     folder = target_folder(name, home)
     manifest = _manifest(folder, encoder)
@@ -215,7 +214,8 @@ class _Run:
         # Of two documents with one id the first wins: a stream does not know what is to come, and a second
         # run on the same file chooses the same one and encodes nothing.
         fresh = []
-        for document in filter(self._fits, group):
+        declared = {name: field.type for name, field in self.manifest.types.items() if not field.inferred}
+        for document in filter(self._fits, (with_types(document, declared) for document in group)):
             self.fields.update(document.payload)
             if self.contents.first_sight(document.id):
                 fresh.append(document)

@@ -10,7 +10,7 @@ from index_helpers import WORDS, document
 from stand_in import StandIn
 
 from epic_search.errors import UserError
-from epic_search.index import Searcher, index_corpus
+from epic_search.index import Corpus, Searcher, index_corpus
 from epic_search.index.contents import Contents
 from epic_search.index.lexical import Lexical, average_length
 from epic_search.index.lock import Lock
@@ -254,7 +254,8 @@ class TestFields:
         said = "line 2: value does not fit its field (id 'd1', field 'year' is int and has 'MMXX')"
         assert str(report.problems[0]) == said
         with pytest.raises(UserError, match="line 2: value does not fit its field"):
-            index_corpus(path, name="strict", encoder=encoder, home=home, fields={"year": "int"}, strict=True)
+            corpus = Corpus(path, strict=True)
+            index_corpus(corpus, name="strict", encoder=encoder, home=home, fields={"year": "int"})
 
     def test_a_document_that_does_not_fit_what_was_inferred_is_stored_and_counted(self, write, encoder, home):
         many = [row(n) for n in range(300)]
