@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.converse import hits_as_json
 from epic_search.cli.index import load_encoder, print_report, run
-from epic_search.cli.query import as_json
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def demo(
             {
                 "index": INDEX,
                 "documents": report.documents,
-                "questions": [{"query": question, "hits": as_json(hits)} for question, hits in answers],
+                "questions": [{"query": question, "hits": hits_as_json(hits)} for question, hits in answers],
                 "taught": {
                     "query": TAUGHT_QUESTION,
                     "demonstrations": [{"query": d.query, "passage": d.passage} for d in demonstrations],
-                    "without": as_json(without),
-                    "with": as_json(taught),
+                    "without": hits_as_json(without),
+                    "with": hits_as_json(taught),
                 },
             }
         )

@@ -1,25 +1,34 @@
 """`epic-search query`: ask an index a question."""
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
-from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.completion import complete_encoder, complete_index
+from epic_search.cli.converse import Answer, answer_lines, converse
+from epic_search.cli.demonstrations import chosen_demos
+from epic_search.cli.explanation import explain_taught
+from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from epic_search.index import Hit
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 
+@on_server_too
 def query(
-    text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to search for. Default: ask on a terminal, or read one query a line from a pipe.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option(
@@ -28,6 +37,7 @@ def query(
             envvar="EPIC_SEARCH_INDEX",
             help="Name of the index. Default: the only one, or the one updated last.",
             show_default=False,
+            autocompletion=complete_index,
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
@@ -70,11 +80,17 @@ def query(
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say where each ranking has a hit, and which words it matches.")
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say where each ranking has a hit, which words it matches, and what was changed by what was taught.",
+        ),
     ] = False,
     task: options.Task = None,
-    demos: options.Demonstrations = None,
+    demos: options.Demos = None,
     no_demos: options.NoDemonstrations = False,
+    demos_k: options.DemosK = None,
+    boost: options.Boost = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -82,89 +98,92 @@ def query(
             "-e",
             help="Where the encoder that made the index is now. Default: where it was.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
+    jsonl: options.JsonLines = False,
 ) -> None:
     """Find the documents that answer a query, best first.
 
-    The index's own task and demonstrations are used; --task, --demos and
-    --no-demos replace them this once.
+    The index's own task and demonstrations are used, and what it was taught;
+    --task, --demos, --no-demos and --boost say otherwise this once.
     """
     from epic_search.index import Searcher
-    from epic_search.index import home as default_home
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
+    from epic_search.index.ways import Ways
 
-    if not text.strip():
+    if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
-    folder = home or default_home()
-    demonstrations = chosen_demonstrations(demos, none=no_demos)
-    name = index or latest_index(folder)
-    manifest = made_by(name, folder)
+    if json and text is None and not sys.stdin.isatty():
+        raise UserError("--json prints one value and stdin may hold many queries; use --jsonl")
+    demos_mode, demonstrations = chosen_demos(demos, none=no_demos)
+    name = index or latest_index(home)
+    manifest = made_by(name, home)
     loaded = None
     if mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    elif task is not None or demonstrations is not None:
+    elif any(given is not None for given in (task, demos, demos_k, boost)):
         raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use --mode hybrid")
-    with Searcher.open(name, home=folder, encoder=loaded, lexical_only=loaded is None) as searcher:
-        chosen = searcher.mode(mode)
-        if chosen == "hybrid" and not searcher.has_words(text):
-            console.note("the query has only stop words: its hits are ranked by meaning alone")
-            chosen = "dense"
+    with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
         prompt = None
         if loaded is not None:
             prompt = new_prompt(searcher.manifest, encoder=loaded, task=task, demonstrations=demonstrations)
-        hits = searcher.search(
-            [text],
-            k=k,
-            offset=offset,
-            mode=chosen,
-            prompt=prompt,
-            filter=filter,
-            min_score=min_score,
-            group_by=group_by,
-            explained=explain,
-        )[0]
-        facets = searcher.facets(facet or [], filter=filter)
-    if json:
-        answer = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
-        counted = {
-            field: [{"value": value, "documents": count} for value, count in counts] for field, counts in facets.items()
-        }
-        console.print_json(answer | {"hits": as_json(hits)} | ({"facets": counted} if facet else {}))
+        ways = Ways.of(searcher.manifest, demos=demos_mode, demos_k=demos_k, boost=boost)
+
+        def ask(text: str, k: int) -> Answer:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"the query {text!r} is not UTF-8; type or save it in that encoding")
+            chosen = searcher.mode(mode)
+            if chosen == "hybrid" and not searcher.has_words(text):
+                console.note("the query has only stop words: its hits are ranked by meaning alone")
+                chosen = "dense"
+            search = partial(searcher.search, [text], mode=chosen, prompt=prompt, filter=filter, group_by=group_by)
+            hits = search(k=k, offset=offset, ways=ways, min_score=min_score, explained=explain)[0]
+            taught = None
+            if explain and loaded is not None:
+                taught = explain_taught(searcher, text, hits, offset=offset, prompt=prompt, ways=ways, ask=search)
+            asked = {"index": name, "query": text, "mode": chosen, "score": SCORES[chosen], "offset": offset}
+            return Answer(asked, text, hits, offset, searcher.facets(facet or [], filter=filter), taught)
+
+        if text is None:
+            if sys.stdin.isatty() and not jsonl:
+                converse(ask, k=k, json=json)
+            elif answer_lines(ask, k=k, jsonl=jsonl):
+                raise typer.Exit(console.EXIT_USER_ERROR)
+            return
+        answer = ask(text, k)
+    if jsonl:
+        console.print_jsonl(answer.json)
+    elif json:
+        console.print_json(answer.json)
     else:
-        console.print_hits(hits, query=text, offset=offset)
-        console.print_facets(facets)
+        answer.print()
 
 
-def as_json(hits: "Sequence[Hit]") -> list[dict[str, Any]]:
-    """Hits as `{"id", "score", "title", "text", "payload"}`, with an "explanation" where asked for, best first."""
-    return [
-        {name: value for name, value in asdict(hit).items() if name != "explanation" or value is not None}
-        for hit in hits
-    ]
-
-
-def latest_index(folder: Path) -> str:
-    """The only index in `folder`, or the one updated last (said on stderr); UserError when there is none."""
+def latest_index(home: "Home") -> str:
+    """The only index in `home`, or the one updated last (said on stderr); UserError when there is none."""
     from epic_search.index import list_indexes
 
-    found = [info for info in list_indexes(folder) if info.problem is None]
+    found = [info for info in list_indexes(home) if info.problem is None]
     if not found:
-        raise UserError(f"there is no index in {folder}; make one with: epic-search index CORPUS.jsonl")
+        raise UserError(f"there is no index in {home}; make one with: epic-search index CORPUS.jsonl")
     latest = max(found, key=lambda info: info.updated)
     if len(found) > 1:
         console.note(f"asking {latest.name!r}, of {len(found)} indexes the one updated last; choose with --index NAME")
     return latest.name
 
 
-def made_by(name: str, folder: Path) -> "Manifest":
+def made_by(name: str, home: "Home") -> "Manifest":
     """The manifest of an index, which names its encoder; raises UserError when there is no such index."""
-    from epic_search.index.folder import existing_index
-    from epic_search.index.manifest import Manifest
+    from contextlib import closing
 
-    return Manifest.load(existing_index(name, folder))
+    from epic_search.index.place import place_of, stored_manifest
+
+    with closing(place_of(name, home)) as place:
+        return stored_manifest(place)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from epic_search.encoder.attention import PACKED, register
+from epic_search.encoder.attention import PACKED, register, varlen_attention
 from epic_search.encoder.config import BACKBONE_FOLDER
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.tokenizer import load_tokenizer
@@ -101,15 +101,15 @@ def one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def choose_layout(backbone: "PreTrainedModel", *, device: torch.device) -> Choice:
+def choose_layout(backbone: "PreTrainedModel", *, device: torch.device, training: bool = False) -> Choice:
     """Packed or padded batches for this model on this device.
 
     Packed only where every layer mixes positions through plain causal attention and nothing else (a convolution or a
     recurrence would run across neighbouring texts): the architectures that the tests compare with padded batches.
     """
     config = backbone.config
-    if device.type != "cpu":
-        return Choice("padded", f"on {device.type}, one padded call keeps the device busier than a call for each text")
+    if device.type == "cuda" and (obstacle := varlen_obstacle(backbone, training=training)):
+        return Choice("padded", obstacle)
     if config.model_type not in PACKABLE:
         return Choice("padded", f"{config.model_type} is not among {', '.join(PACKABLE)}")
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
@@ -117,6 +117,19 @@ def choose_layout(backbone: "PreTrainedModel", *, device: torch.device) -> Choic
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return Choice("padded", "its layers attend within a sliding window")
     return Choice(PACKED, "no work on padding")
+
+
+def varlen_obstacle(backbone: "PreTrainedModel", *, training: bool) -> str | None:
+    """Why `varlen_attn` cannot be this model's attention on the GPU; None if it can."""
+    if training:
+        return "varlen_attn takes no part in autocast, which training computes in"
+    if varlen_attention() is None:
+        return f"torch {torch.__version__} has no varlen_attn with grouped heads; 2.12 has"
+    if backbone.dtype not in (torch.bfloat16, torch.float16):
+        return f"varlen_attn computes in bfloat16 or float16, and the weights are {backbone.dtype}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "varlen_attn needs a GPU of compute capability 8.0 (Ampere) or later"
+    return None
 
 
 def use_layout(model: "PreTrainedModel", layout: str, *, plain: str) -> None:

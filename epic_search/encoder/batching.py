@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epic_search.encoder.attention import PACKED
+from epic_search.encoder.attention import PACKED, Packing
 
 
 def token_budget(device: torch.device) -> int:
@@ -46,14 +46,14 @@ class Batch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What a model needs besides the ids: positions, and the mask or, for packed attention, the lengths."""
-        packed = {"lengths": self.lengths} if self.mask_BL is None else {}
+        """What a model needs besides the ids: positions, and the mask or, for packed attention, the packing."""
+        packed = {"packing": self.packing} if self.mask_BL is None else {}
         return {"position_ids": self.positions, "attention_mask": self.mask_BL, **packed}
 
     @property
-    def last_B(self) -> Tensor:
-        """Flat position of each row's last token."""
-        return self.starts_B + torch.tensor(self.lengths, device=self.starts_B.device) - 1
+    def packing(self) -> Packing:
+        """The lengths, for attention inside each text."""
+        return Packing(self.lengths, self.ids.device)
 
 
 def lay_out(rows: Sequence[Sequence[int]], layout: str, *, device: torch.device) -> Batch:
@@ -61,11 +61,11 @@ def lay_out(rows: Sequence[Sequence[int]], layout: str, *, device: torch.device)
     return (pack if layout == PACKED else pad)(rows, device=device)
 
 
-def pack(rows: Sequence[Sequence[int]], *, device: torch.device) -> Batch:
-    """Rows end to end in one line; each counts its positions from 0."""
+def pack(rows: Sequence[Sequence[int]], *, device: torch.device, first: int = 0) -> Batch:
+    """Rows end to end in one line; each counts its positions from `first`."""
     lengths = [len(row) for row in rows]
     ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    positions = np.concatenate([np.arange(length) for length in lengths])
+    positions = np.concatenate([np.arange(first, first + length) for length in lengths])
     starts = np.cumsum([0, *lengths[:-1]])
     return Batch(_tensor(ids[None], device), _tensor(positions[None], device), _tensor(starts, device), lengths, None)
 

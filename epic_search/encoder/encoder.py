@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,23 +18,22 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.backbone import (
     Choice,
     choose_layout,
-    load_backbone,
     load_to_train,
     save_model,
 )
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
-from epic_search.encoder.contextual import ContextualEncoder
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.matryoshka import prepare_training, truncate
-from epic_search.encoder.model import EncoderModel
+from epic_search.encoder.model import EncoderModel, build_model
+from epic_search.encoder.prefix import Around, Prefixes
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -57,6 +57,8 @@ class Encoder:
         self.model = model
         self.dtype = dtype
         self.dim = checkpoint.config.dim or model.dim
+        self.prefixes = Prefixes(model, identity=f"{fingerprint} {dtype}")
+        self._arounds: WeakKeyDictionary[Prompt, Around] = WeakKeyDictionary()
         self._tokenizer = load_tokenizer(checkpoint.backbone)
         config = model.backbone.config
         eos_id = _first_id(config.eos_token_id)
@@ -98,6 +100,7 @@ class Encoder:
             merge_lora(encoder.model.backbone, found.lora)
         encoder.model.to(where).eval().requires_grad_(False)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        encoder.model.freeze()
         return encoder
 
     @classmethod
@@ -134,7 +137,7 @@ class Encoder:
             encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
         prepare_training(encoder.model, encoder.config, start)
         encoder.model.to(where)
-        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
+        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where, training=True).value)
         return encoder
 
     def save(self, folder: Path) -> None:
@@ -167,24 +170,43 @@ class Encoder:
         """Where the weights are."""
         return self.model.device
 
-    def encode_passages(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
-        """(n, dim) float32 unit-length vectors of passages, in input order.
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[Sequence[int]] | None = None,
+        whole: bool = False,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """(n, dim) float32 unit-length vectors of passages, in input order; `whole`: not cut to `dim`, as in prompts.
 
-        Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `progress` is called
-        with the number of texts done since its last call. Raises UserError for a vector that is not finite.
+        Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `ids`: what `token_ids`
+        says of the texts, where that is known already. `progress` is called with the number of texts done since its
+        last call. Raises UserError for a vector that is not finite.
         """
-        return self._encode(texts, self.template.passage, self._no_slots(), progress=progress, dim=self.dim)
+        around = [(self.template.passage, self._no_slots())] * len(texts)
+        return self._encode(texts, around, ids=ids, progress=progress, dim=self.model.dim if whole else self.dim)
 
     def encode_queries(
-        self, texts: Sequence[str], *, prompt: Prompt | None = None, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: Prompt | None = None,
+        prompts: Sequence[Prompt] | None = None,
+        whole: bool = False,
+        progress: Progress | None = None,
     ) -> np.ndarray:
-        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order.
+        """(n, dim) float32 unit-length vectors of queries under a prompt, in input order; `whole` as for passages.
 
-        Raises UserError when another encoder made the prompt's vectors, and when the prompt does not fit this one.
+        `prompts`: one for each text, instead of one for all; texts under different prompts share a batch.
+        Raises UserError when another encoder made a prompt's vectors, and when a prompt does not fit this one.
         """
-        prompt = prompt or self.prompt()
-        soft_SE = torch.from_numpy(prompt.vectors_SE).to(self.device)
-        return self._encode(texts, self.layout(prompt), soft_SE, progress=progress, dim=self.dim)
+        assert prompt is None or prompts is None, "one prompt for all texts, or one for each"
+        if prompts is None:
+            prompts = [prompt or self.prompt()] * len(texts)
+        assert len(prompts) == len(texts), (len(prompts), len(texts))
+        around = [self._around(prompt) for prompt in prompts]
+        return self._encode(texts, around, progress=progress, dim=self.model.dim if whole else self.dim)
 
     def prompt(
         self,
@@ -213,9 +235,8 @@ class Encoder:
         self._layout(task, texts if kind == "text" else len(shown))
         if kind == "text" or not shown:
             return replace(plain, demonstrations=shown)
-        none = self._no_slots()
-        queries_KE = self._encode([d.query for d in shown], self.layout(plain), none, dim=whole)
-        passages_KE = self._encode([d.passage for d in shown], self.template.passage, none, dim=whole)
+        queries_KE = self.encode_queries([d.query for d in shown], prompt=plain, whole=True)
+        passages_KE = self.encode_passages([d.passage for d in shown], whole=True)
         vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, whole)
         return replace(plain, demonstrations=shown, vectors_SE=vectors_SE)
 
@@ -229,6 +250,21 @@ class Encoder:
                 f"({self.fingerprint[:12]}); make the prompt anew with this encoder's prompt()"
             )
         return self._layout(prompt.task, len(prompt.demonstrations))
+
+    @torch.inference_mode()
+    def save_prefix(self, prompt: Prompt, path: Path) -> None:
+        """Write what a prompt's constant tokens come to, so that another process need not run them; see `Prefixes`."""
+        self.prefixes.save(path, self._around(prompt))
+
+    def restore_prefix(self, prompt: Prompt, path: Path) -> bool:
+        """Read what `save_prefix` wrote; False, and nothing is lost, where it is not of this prompt and encoder."""
+        return self.prefixes.restore(path, self._around(prompt))
+
+    def _around(self, prompt: Prompt) -> Around:
+        """What stands around a query under a prompt, made once for each prompt object."""
+        if prompt not in self._arounds:
+            self._arounds[prompt] = self.layout(prompt), torch.from_numpy(prompt.vectors_SE).to(self.device)
+        return self._arounds[prompt]
 
     @property
     def context_length(self) -> int:
@@ -266,27 +302,43 @@ class Encoder:
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str], layout: Layout, soft_SE: Tensor, *, dim: int, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        around: Sequence[Around],
+        *,
+        dim: int,
+        ids: Sequence[Sequence[int]] | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
+        prefix, around = self.prefixes.share(around)
         out_NE = np.empty((len(texts), dim), dtype=np.float32)
-        for first in range(0, len(texts), CHUNK):
-            chunk = texts[first : first + CHUNK]
-            rows = [layout.row(ids) for ids in self.token_ids(chunk)]
-            for indices in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
-                context_BC = self.context([chunk[i] for i in indices])
-                slots_SE = soft_SE.repeat(len(indices), 1)
-                vectors_BE = self.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=slots_SE)
+        first_of: dict[tuple[str, int], int] = {}  # what comes again is not encoded again
+        keys = zip(texts, map(id, around), strict=True)
+        first_N = np.array([first_of.setdefault(key, i) for i, key in enumerate(keys)], dtype=np.intp)
+        times_N = np.bincount(first_N, minlength=len(texts))
+        once = np.fromiter(first_of.values(), dtype=np.intp)
+        for chunk in np.split(once, range(CHUNK, len(once), CHUNK)):
+            known = self.token_ids([texts[i] for i in chunk]) if ids is None else [ids[i] for i in chunk]
+            rows = [around[i][0].row(text_ids) for i, text_ids in zip(chunk, known, strict=True)]
+            for batch in batches([len(row) for row in rows], token_budget=token_budget(self.device)):
+                which = chunk[batch]
+                vectors_BE = self.model(
+                    [rows[i] for i in batch],
+                    context_BC=self.context([texts[i] for i in which]),
+                    soft_SE=torch.cat([around[i][1] for i in which]),
+                    prefix=prefix.layers if prefix else None,
+                )
                 finite_B = vectors_BE.isfinite().all(dim=1).tolist()
                 if not all(finite_B):
-                    text = chunk[indices[finite_B.index(False)]]
+                    text = texts[which[finite_B.index(False)]]
                     raise UserError(
                         f"encoder '{self.name}' made a vector that is not finite from the text '{text[:80]}'; "
                         "load it in float32, and if that does not help, its weights are damaged"
                     )
-                out_NE[first + indices] = truncate(vectors_BE, dim).cpu().numpy()
+                out_NE[which] = truncate(vectors_BE, dim).cpu().numpy()
                 if progress is not None:
-                    progress(len(indices))
-        return out_NE
+                    progress(int(times_N[which].sum()))
+        return out_NE if len(once) == len(texts) else out_NE[first_N]
 
     def _layout(self, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
         """The layout, which leaves room for a query of `config.max_length` tokens."""
@@ -320,37 +372,6 @@ class Encoder:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
-    """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
-
-    The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that
-    is loaded already.
-    """
-    config = found.config
-    if backbone is None:
-        backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
-    contextual = None
-    if found.contextual is not None and config.contextual is not None:
-        contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
-    model = EncoderModel(config, backbone, contextual)
-    if found.folder is not None:
-        _load_projectors(model, found.folder / PROJECTORS_FILE)
-    return model
-
-
-def _load_projectors(model: EncoderModel, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        result = model.load_state_dict(load_file(path), strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its encoder.json: {error}") from error
-    missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]
-    if missing or result.unexpected_keys:
-        raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")
 
 
 def choose_device(device: Device) -> torch.device:

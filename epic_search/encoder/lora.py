@@ -36,4 +36,4 @@ def merge_lora(backbone: nn.Module, folder: Path) -> None:
             raise UserError(f"the LoRA weights in {folder} do not fit this backbone, which has no linear layer {name}")
         b_OR = state[name_a.replace(".lora_A.", ".lora_B.")]
         with torch.no_grad():
-            module.weight.copy_(module.weight.float() + scale * (b_OR.float() @ a_RI.float()))
+            module.weight.copy_(torch.addmm(module.weight.float(), b_OR.float(), a_RI.float(), alpha=scale))

@@ -1,24 +1,30 @@
 """The encoder as one torch module: input rows with slots in, pooled unit-length vectors out.
 
-Shapes: B rows of a batch, L padded length, T packed tokens, N = B*L or T flattened positions, D width of the backbone,
-E width of an embedding, C width of the Contextual encoder, S soft slots in the batch.
+Shapes: B rows of a batch, L padded length, T packed tokens, N = B*L or T flattened positions, R positions of a row that
+are read, D width of the backbone, E width of an embedding, C width of the Contextual encoder, S soft slots in the
+batch, P tokens of a shared prefix.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epic_search.encoder.backbone import use_layout
-from epic_search.encoder.batching import Batch, lay_out
-from epic_search.encoder.config import EncoderConfig
+from epic_search.encoder.attention import PACKED, KeyValue
+from epic_search.encoder.backbone import load_backbone, use_layout
+from epic_search.encoder.batching import Batch, lay_out, pack
+from epic_search.encoder.checkpoint import Checkpoint
+from epic_search.encoder.config import PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
+from epic_search.encoder.decoder import Decoder
 from epic_search.encoder.matryoshka import join
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.residual import Residual
 from epic_search.encoder.soft_tokens import Projector
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,6 +41,7 @@ class EncoderModel(nn.Module):
         self.backbone = backbone
         self.contextual = contextual
         self.layout = "padded"
+        self._decoder: Decoder | None = None
         self._plain_attention: str = backbone.config._attn_implementation
         width = backbone.config.hidden_size
         self.dim = 2 * width if config.pooling == "concat" else width
@@ -60,19 +67,56 @@ class EncoderModel(nn.Module):
         if self.contextual is not None:
             self.contextual.use_layout(layout)
 
-    def forward(self, rows: Sequence[Row], *, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
+    def freeze(self) -> None:
+        """Take the fast way through the decoder wherever texts are packed: from now on its weights stay as they are."""
+        if self.layout == PACKED:
+            self._decoder = Decoder(self.backbone)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `forward` takes a prefix."""
+        return self._decoder is not None and self.layout == PACKED
+
+    def prefill(self, ids: Sequence[int], *, soft_SE: Tensor) -> list[KeyValue]:
+        """The keys and values of a prefix, of token ids and soft slots, for each layer."""
+        assert self._decoder is not None, "freeze the model first"
+        batch = pack([ids], device=self.device)
+        return self._decoder.prefill(self._input_tokens(batch, None, soft_SE)[0])
+
+    def forward(
+        self,
+        rows: Sequence[Row],
+        *,
+        context_BC: Tensor | None,
+        soft_SE: Tensor,
+        prefix: Sequence[KeyValue] | None = None,
+    ) -> Tensor:
         """(B, E) float32 unit-length vectors, whole ones.
 
         `context_BC`: one Contextual vector for each row, None without a Contextual encoder; `soft_SE`: vectors for the
-        soft slots in row-major order, (0, E) if there are none.
+        soft slots in row-major order, (0, E) if there are none; `prefix`: what `prefill` made of the tokens that stand
+        before every row.
         """
-        batch = lay_out([row.ids for row in rows], self.layout, device=self.device)
-        hidden = self.backbone(
-            inputs_embeds=self._input_tokens(batch, context_BC, soft_SE),
-            use_cache=False,  # with a cache, transformers reads packed positions wrongly, and nothing here reuses one
-            **batch.arguments,
-        ).last_hidden_state
-        states_BE = self._pool(hidden.flatten(0, 1), batch, rows)
+        assert (context_BC is None) == (self.context_projector is None), (
+            "Contextual vectors for encoders that read them"
+        )
+        reads_BR = self._reads(rows)
+        if self._decoder is not None and self.layout == PACKED:
+            batch = pack([row.ids for row in rows], device=self.device, first=len(prefix[0][0]) if prefix else 0)
+            tokens_1TD = self._input_tokens(batch, context_BC, soft_SE)
+            states = self._decoder(tokens_1TD[0], batch.positions[0], batch.packing, prefix=prefix, reads_BR=reads_BR)
+        else:
+            assert prefix is None, "only a frozen model with packed texts takes a prefix"
+            batch = lay_out([row.ids for row in rows], self.layout, device=self.device)
+            hidden = self.backbone(
+                inputs_embeds=self._input_tokens(batch, context_BC, soft_SE),
+                use_cache=False,  # with a cache, transformers reads packed positions wrongly; nothing here reuses one
+                **batch.arguments,
+            ).last_hidden_state
+            states = hidden.flatten(0, 1)
+            if reads_BR is not None:
+                states = states[(batch.starts_B[:, None] + reads_BR).flatten()]
+        states_BE = self._pool(states, batch, rows)
         if self.residual is not None:
             assert context_BC is not None, "this encoder needs Contextual vectors"
             with torch.autocast(self.device.type, enabled=False):  # rounding here would move every vector
@@ -90,22 +134,31 @@ class EncoderModel(nn.Module):
 
     def _input_tokens(self, batch: Batch, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         tokens = self.backbone.get_input_embeddings()(batch.ids.clamp(min=0))
-        if self.context_projector is not None:
-            assert context_BC is not None, "this encoder needs Contextual vectors"
+        if context_BC is not None:
+            assert self.context_projector is not None
             tokens = _fill(tokens, batch.ids == CONTEXTUAL_SLOT, self.context_projector(context_BC))
         if len(soft_SE):
             tokens = _fill(tokens, batch.ids == SOFT_SLOT, self.soft_tokens(soft_SE))
         return tokens
 
-    def _pool(self, flat_ND: Tensor, batch: Batch, rows: Sequence[Row]) -> Tensor:
+    def _reads(self, rows: Sequence[Row]) -> Tensor | None:
+        """(B, R) positions within each row whose states make its embedding; None: the text's own, however many."""
+        if self.config.pooling == "mean":
+            return None
+        reads = [[len(row) - 1] for row in rows]
+        if self.config.pooling == "concat":
+            reads = [[row.ids.index(CONTEXTUAL_SLOT), last] for row, [last] in zip(rows, reads, strict=True)]
+        return torch.tensor(reads, device=self.device)
+
+    def _pool(self, states_ND: Tensor, batch: Batch, rows: Sequence[Row]) -> Tensor:
+        """Embeddings from the states that are read (B * R, D) or, for the mean, from all (N, D)."""
         if self.config.pooling == "mean":
             starts_B = batch.starts_B + torch.tensor([row.start for row in rows], device=self.device)
             # A text without tokens is pooled at what follows it.
-            return mean_of_rows(flat_ND, starts_B, [max(1, row.stop - row.start) for row in rows])
-        last_BD = flat_ND[batch.last_B].float()
+            return mean_of_rows(states_ND, starts_B, [max(1, row.stop - row.start) for row in rows])
         if self.config.pooling == "last":
-            return last_BD
-        context_BD = flat_ND[(batch.ids == CONTEXTUAL_SLOT).flatten()].float()
+            return states_ND.float()
+        context_BD, last_BD = states_ND.float().unflatten(0, (-1, 2)).unbind(1)
         return join(context_BD, last_BD, self.config)
 
 
@@ -122,3 +175,36 @@ def mean_token_norm(backbone: "PreTrainedModel") -> float:
     assert isinstance(embed, nn.Embedding), type(embed)
     sample = torch.arange(0, embed.num_embeddings, max(1, embed.num_embeddings // 4096), device=embed.weight.device)
     return float(embed(sample).float().norm(dim=-1).mean())
+
+
+def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
+    """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
+
+    The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that
+    is loaded already.
+    """
+    config = found.config
+    if backbone is None:
+        backbone = load_backbone(found.backbone, layers=config.layers, dtype=dtype)
+    contextual = None
+    if found.contextual is not None and config.contextual is not None:
+        contextual = ContextualEncoder(found.contextual, max_length=config.contextual.max_length, dtype=dtype)
+    # Projectors that are about to be read need no values before (orthogonal ones take as long as the rest together).
+    with torch.device("meta" if found.folder is not None else "cpu"):
+        model = EncoderModel(config, backbone, contextual)
+    if found.folder is not None:
+        _load_projectors(model, found.folder / PROJECTORS_FILE)
+    return model
+
+
+def _load_projectors(model: EncoderModel, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        result = model.load_state_dict(load_file(path), strict=False, assign=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its encoder.json: {error}") from error
+    missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]
+    if missing or result.unexpected_keys:
+        raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")

@@ -13,9 +13,12 @@ from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
 from epic_search.index.fields import Field as DocumentField
+from epic_search.index.fields import path as field_path
+from epic_search.index.store.protocol import Schema
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
+    from epic_search.index.filters import FieldType
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 2
@@ -49,6 +52,7 @@ class Manifest(BaseModel):
     `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
     `lexical` is None for an index without BM25 terms, as all of format 1 are. `fields` are the keys that documents
     have, `types` those of them that filters know.
+    `taught`: how many pairs at least its store of taught pairs holds; `demos`, `demos_k`, `boost`: how they are used.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,9 +69,14 @@ class Manifest(BaseModel):
     passages: int = Field(default=0, ge=0)
     task: str | None = None
     demonstrations: list[StoredDemonstration] = []
+    taught: int = Field(default=0, ge=0)
+    demos: Literal["fixed", "nearest", "none"] = "fixed"
+    demos_k: int | None = None
+    boost: float | None = None
     fields: list[str] = []
     types: dict[str, DocumentField] = {}
     lexical: StoredLexical | None = None
+    quantize: Literal["int8"] | None = None
     source: str = ""
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
@@ -80,20 +89,33 @@ class Manifest(BaseModel):
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}; delete the index and index again") from error
-        version = content.get("format") if isinstance(content, dict) else None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: object, where: str) -> "Manifest":
+        """The manifest in a JSON value that was found `where`; raises UserError as `load` does."""
+        given: dict[str, object] = content if isinstance(content, dict) else {}
+        version = given.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
-                f"{path} has format {version}, written by epic-search {content.get('epic_search')}; this is "
+                f"{where} has format {version}, written by epic-search {given.get('epic_search')}; this is "
                 f"{__version__} and reads up to format {FORMAT}: upgrade it, or index under another name"
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            part = ".".join(str(part) for part in first["loc"]) or "the top"
             raise UserError(
-                f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
+                f"{where} is damaged at {part}: {first['msg']}; delete the index and index again"
             ) from error
+
+    def store_schema(self) -> Schema:
+        """What its store's points are made of."""
+        fields: dict[str, FieldType] = {field_path(name): field.type for name, field in self.types.items()}
+        if self.lexical is not None:
+            fields |= {"id": "keyword", "passage": "int"}
+        return Schema({"": self.dim}, lexical=self.lexical is not None, fields=fields, quantize=self.quantize)
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
@@ -130,8 +152,13 @@ def replace_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

@@ -20,13 +20,14 @@ NAMESPACE = uuid.UUID("b3a1c9a4-6a0e-5d5b-9a6e-0d5d3c1f7e21")
 class CutDocument:
     """A document with its passages and, for each, the text that the encoder reads.
 
-    `version` names exactly this content, cut in exactly this way.
+    `version` names exactly this content, cut in exactly this way; `ids` are the token ids of `texts`.
     """
 
     document: Document
     version: bytes
     passages: list[str]
     texts: list[str]
+    ids: list[list[int]]
 
 
 def version(document: Document) -> bytes:
@@ -54,10 +55,35 @@ def cut(documents: Sequence[Document], encoder: "Encoder") -> list[CutDocument]:
         for document, ids in zip(documents, title_ids, strict=True)
     ]
     texts = [d.text if title else _with_title(d.title, d.text) for d, title in zip(documents, titles, strict=True)]
+    whole = [_with_title(title, text) for title, text in zip(titles, texts, strict=True)]
+    ids = whole_ids(whole, encoder)
+    long = [i for i, known in enumerate(ids) if known is None]
+    pieces = dict(zip(long, encoder.split([texts[i] for i in long], titles=[titles[i] for i in long]), strict=True))
+    cut_documents = []
+    for i, (document, title, known) in enumerate(zip(documents, titles, ids, strict=True)):
+        passages = pieces.get(i, [texts[i]])
+        read = [_with_title(title, passage) for passage in passages]
+        read_ids = encoder.token_ids(read) if known is None else [known]
+        cut_documents.append(CutDocument(document, version(document), passages, read, read_ids))
+    return cut_documents
+
+
+def whole_ids(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | None]:
+    """The token ids of each text that the encoder reads whole, None for one that may be too long.
+
+    Tokens of more than eight characters on average are rare, and of a long text only a part is looked at.
+    """
+    longest = encoder.config.max_length
+    found = encoder.token_ids([text[: 8 * longest] for text in texts])
     return [
-        CutDocument(document, version(document), passages, [_with_title(title, passage) for passage in passages])
-        for document, title, passages in zip(documents, titles, encoder.split(texts, titles=titles), strict=True)
+        ids if len(ids) < longest and len(text) <= 8 * longest else None for text, ids in zip(texts, found, strict=True)
     ]
+
+
+def encoded_text(title: str, passage: str, encoder: "Encoder") -> str:
+    """What the encoder read of a stored passage: with the title in front where `cut` put it there."""
+    takes_room = len(encoder.token_ids([f"{title}\n"])[0]) <= encoder.config.max_length // 2
+    return _with_title(title if takes_room and title != passage else "", passage)
 
 
 def _with_title(title: str, text: str) -> str:

@@ -2,26 +2,24 @@
 
 import json
 from collections.abc import Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
+from epic_search.index.adaptation import Adapted, adapt
 from epic_search.index.explanation import Explanation, explain
-from epic_search.index.fields import DOCUMENT_ID, known, path
+from epic_search.index.fields import DOCUMENT_ID, known, path, value_of
 from epic_search.index.filter_parser import parse
 from epic_search.index.filters import And, Compare, FieldType, Filter, renamed
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
-from epic_search.index.prompts import load_prompt
+from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
 from epic_search.index.store.protocol import FACET_TYPES, Fusion, Match, Sparse, StoreQuery, first_bad_vector
+from epic_search.index.taught import Lesson, Neighbour, Taught, TaughtPair
+from epic_search.index.ways import Ways
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -54,42 +52,53 @@ class Searcher:
     """An open index and the encoder that made it. Close it, or use it in a `with` statement."""
 
     def __init__(
-        self, manifest: Manifest, encoder: "Encoder | None", prompt: "Prompt | None", contents: Contents, lock: Lock
+        self,
+        manifest: Manifest,
+        encoder: "Encoder | None",
+        prompt: "Prompt | None",
+        contents: IndexContents,
+        taught: Taught | None,
+        opened: ExitStack,
     ) -> None:
         self.manifest = manifest
         self._encoder = encoder
         self._prompt = prompt
         self._contents = contents
-        self._lock = lock
+        self._taught_pairs = taught
+        self._opened = opened
 
     @classmethod
     def open(
-        cls, name: str, *, home: Path | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
+        cls, name: str, *, home: Home | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
     ) -> "Searcher":
         """Open an index; loads the encoder that its manifest names unless one is given, or none if `lexical_only`.
 
         Raises UserError when there is no such index, when another encoder made it, when another process has
         it open, and when its files are damaged.
         """
-        folder = existing_index(name, home)
-        manifest = Manifest.load(folder)
-        if encoder is None and not lexical_only:
-            from epic_search.encoder import Encoder
+        with ExitStack() as opening:
+            place = opening.enter_context(closing(place_of(name, home)))
+            manifest = stored_manifest(place)
+            if encoder is None and not lexical_only:
+                from epic_search.encoder import Encoder
 
-            encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
-        if encoder is not None:
-            manifest.require_encoder(encoder)
-        # The lock comes after the slow part, so that it is held for a short time only.
-        with ExitStack() as opened:
-            lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
-            manifest = Manifest.load(folder)
-            prompt = None
+                encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
             if encoder is not None:
                 manifest.require_encoder(encoder)
-                prompt = load_prompt(folder, manifest, encoder=encoder)
-            contents = opened.enter_context(Contents(folder, manifest, lock=lock))
-            opened.pop_all()
-        return cls(manifest, encoder, prompt, contents, lock)
+            # The lock comes after the slow part, so that it is held for a short time only.
+            lock = opening.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
+            manifest = stored_manifest(place)
+            prompt = taught = None
+            if encoder is not None:
+                manifest.require_encoder(encoder)
+                prompt = place.prompt(manifest, encoder=encoder)
+            contents = opening.enter_context(place.contents(manifest, lock))
+            if encoder is not None:
+                taught = place.taught(manifest, encoder=encoder, contents=contents, lock=lock)
+            if taught is not None:
+                opening.enter_context(closing(taught))
+            opened = opening.pop_all()
+        return cls(manifest, encoder, prompt, contents, taught, opened)
 
     @property
     def encoder(self) -> "Encoder":
@@ -116,6 +125,7 @@ class Searcher:
         offset: int = 0,
         mode: Mode | None = None,
         prompt: "Prompt | None" = None,
+        ways: Ways | None = None,
         filter: str | Filter | None = None,
         min_score: float | None = None,
         group_by: str = DOCUMENT,
@@ -125,24 +135,23 @@ class Searcher:
         """The `k` best documents for each query after the first `offset`, best first; fewer where there are no more.
 
         `mode`: None is hybrid, or dense for an index without words. A query of stop words alone is searched densely in
-        hybrid mode. `prompt` replaces the one stored with the index. `filter` is in the grammar of filter_parser.py, or
-        parsed. `group_by`: a field of which each value comes once, with its best document; documents without it stand
-        alone. With `texts=False` hits carry their id and score alone, which is what long rankings need; `explained`
-        ones say where each ranking has them. Raises UserError for an empty query, for k < 1, for an offset below 0, for
-        a mode or field that the index does not have, and for a lexical query of stop words alone.
+        hybrid mode. `prompt` replaces the one stored with the index, and `ways` the index's own of using what it was
+        taught (in lexical mode, none of it is used). `filter` is in the grammar of filter_parser.py, or parsed.
+        `group_by`: a field of which each value comes once, with its best document; documents without it stand alone.
+        With `texts=False` hits carry their id and score alone, which is what long rankings need; `explained` ones say
+        where each ranking has them. Raises UserError for an empty query, for k < 1, for an offset below 0, for a mode
+        or field that the index does not have, and for a lexical query of stop words alone.
         """
         if k < 1:
             raise UserError(f"k is {k}; it must be at least 1")
         if offset < 0:
             raise UserError(f"the offset is {offset}; it must be 0 (the first page) or more")
-        for query in queries:
-            if not query.strip():
-                raise UserError("the query is empty; give some words to search for")
+        _require_words(queries)
         wanted = self._stored_filter(filter)
         group = self._require_field(group_by, "grouped by") if group_by != DOCUMENT else DOCUMENT_ID
         if not queries:
             return []
-        asked = self._store_queries(queries, mode=self.mode(mode), prompt=prompt)
+        asked = self._store_queries(queries, mode=self.mode(mode), prompt=prompt, ways=ways)
         found = rank(
             self._contents.store,
             asked,
@@ -201,10 +210,75 @@ class Searcher:
         documents = first if wanted is None else And((first, wanted))
         return {field: self._contents.store.facet(path(field), filter=documents, limit=limit) for field in fields}
 
+    def adapt(self, queries: Sequence[str], *, prompt: "Prompt | None" = None, ways: Ways | None = None) -> Adapted:
+        """The vectors that `search` looks near to, and the taught pairs that each used."""
+        _require_words(queries)
+        adapted = adapt(
+            list(queries),
+            encoder=self.encoder,
+            prompt=prompt if prompt is not None else self.prompt,
+            task=self.manifest.task,
+            taught=self._taught_pairs,
+            ways=ways or self.ways,
+        )
+        bad = first_bad_vector(adapted.vectors_QE)
+        if bad is not None:
+            raise UserError(
+                f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length "
+                f"from the query '{queries[bad]}'; load it in float32, or ask in other words"
+            )
+        return adapted
+
+    def neighbours(self, queries: Sequence[str], *, k: int) -> list[list[Neighbour]]:
+        """The `k` taught pairs nearest to each query, nearest first."""
+        asked_QE = self.encoder.encode_queries(
+            list(queries), prompt=self.encoder.prompt(task=self.manifest.task), whole=True
+        )
+        return self._pairs.nearest(asked_QE, k=k)
+
+    def sample(self, count: int) -> list[Hit]:
+        """Passages of all kinds, the same at every call, with score 0."""
+        # Points come in the order of their ids, which are hashes.
+        points = self._contents.store.scroll(limit=count).points
+        return [_hit(Match(stored.point.id, 0.0, stored.point.payload), None) for stored in points]
+
+    @property
+    def ways(self) -> Ways:
+        """How this index uses what it was taught, where a query does not say otherwise."""
+        return Ways.of(self.manifest)
+
+    @property
+    def width(self) -> float:
+        """How far the feedback of a taught pair reaches (see `feedback`)."""
+        return self._pairs.width()
+
+    def teach(self, query: str, document_ids: Sequence[str]) -> list[TaughtPair]:
+        """Teach that these documents are right for the query; related queries are answered accordingly at once.
+
+        Safely stored on return. Returns the new pairs: what was taught before is left as it is. Raises UserError,
+        before anything is stored, for an unknown document and for a query that is empty or too long.
+        """
+        return self.teach_all([Lesson(query, document=id) for id in document_ids])
+
+    def teach_all(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
+        """As `teach`, for many queries, and for passages that are in no document."""
+        return self._pairs.teach(lessons)
+
+    def taught(self) -> list[TaughtPair]:
+        """All pairs taught, oldest first."""
+        return self._pairs.pairs()
+
+    def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
+        """Take back what was taught for a query, all of it or its pairs with these documents; returns what is gone."""
+        return self._pairs.forget(query, document_ids)
+
+    def forget_all(self) -> int:
+        """Take back everything that was taught; returns how many pairs that were."""
+        return self._pairs.clear()
+
     def close(self) -> None:
         """Close the index."""
-        self._contents.close()
-        self._lock.close()
+        self._opened.close()
 
     def __enter__(self) -> "Searcher":
         return self
@@ -214,14 +288,28 @@ class Searcher:
     ) -> None:
         self.close()
 
-    def _store_queries(self, queries: Sequence[str], *, mode: Mode, prompt: "Prompt | None") -> list[StoreQuery]:
+    @property
+    def _pairs(self) -> Taught:
+        if self._taught_pairs is None:
+            raise UserError(
+                f"index '{self.manifest.name}' is on a server, where nothing can be taught; bring it into a folder "
+                f"with 'epic-search indexes pull {self.manifest.name}' and teach it there"
+            )
+        return self._taught_pairs
+
+    def _store_queries(
+        self, queries: Sequence[str], *, mode: Mode, prompt: "Prompt | None", ways: Ways | None
+    ) -> list[StoreQuery]:
+        lexical = self._contents.lexical
         sparse: list[Sparse | None] = [None] * len(queries)
         if mode != "dense":
-            lexical = self._contents.lexical
             assert lexical is not None, self.manifest
             sparse = [terms if len(terms.terms_T) else None for terms in map(lexical.of_query, queries)]
         if mode != "lexical":
-            return list(map(StoreQuery, self._encode(queries, prompt), sparse))
+            adapted = self.adapt(queries, prompt=prompt, ways=ways)
+            if lexical is not None:
+                sparse = adapted.expanded(sparse, lexical)
+            return list(map(StoreQuery, adapted.vectors_QE, sparse))
         for query, terms in zip(queries, sparse, strict=True):
             if terms is None:
                 raise UserError(
@@ -229,17 +317,6 @@ class Searcher:
                     "add another word, or use mode hybrid or dense"
                 )
         return [StoreQuery(sparse=terms) for terms in sparse]
-
-    def _encode(self, queries: Sequence[str], prompt: "Prompt | None") -> np.ndarray:
-        """The queries' vectors, (Q, dim) of unit length, under a prompt or the index's own."""
-        vectors_QE = self.encoder.encode_queries(list(queries), prompt=prompt if prompt is not None else self.prompt)
-        bad = first_bad_vector(vectors_QE)
-        if bad is not None:
-            raise UserError(
-                f"encoder '{self.encoder.name}' made a vector that is not finite or not of unit length "
-                f"from the query '{queries[bad]}'; load it in float32, or ask in other words"
-            )
-        return vectors_QE
 
     def _stored_filter(self, filter: str | Filter | None) -> Filter | None:
         parsed = parse(filter, self.fields) if isinstance(filter, str) else filter
@@ -254,13 +331,17 @@ class Searcher:
         return field
 
 
+def _require_words(queries: Sequence[str]) -> None:
+    for query in queries:
+        if not query.strip():
+            raise UserError("the query is empty; give some words to search for")
+
+
 def _value(match: Match, field: str) -> Hashable:
     """What matches are grouped by: the document's id, or its value of a field, or itself where it has none."""
     if field == DOCUMENT_ID:
         return str(match.payload["id"])
-    value: Any = match.payload.get("payload", {})
-    for key in field.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = value_of(match.payload.get("payload", {}), field)
     return ("id", match.payload["id"]) if value in (None, []) else ("value", json.dumps(value))
 
 

@@ -29,7 +29,7 @@ def test_order_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
         (f"{GOOD}\nnot json".encode(), "line 2: this is not JSON"),
         (
             b'["query", "passage"]',
-            "line 1: a demonstration has the fields query and passage alone, got list",
+            "line 1: this is a JSON list; write",
         ),
         (b'{"query": "q"}', "got the fields query;"),
         (b'{"query": "q", "passage": "p", "shot": 1}', "got the fields passage, query, shot;"),

@@ -38,6 +38,8 @@ def test_a_folder_and_a_table_in_one_index(run: Run, tmp_path: Path, tiny_encode
     said = [line for line in result.stderr.splitlines() if not line.startswith("fields for filters")]
     assert said == [
         "more.csv: the id is a hash of the content (no --id-field), text from 'content', title from 'name'",
+        "fields for filters, inferred from the first documents: path (keyword), modified (datetime); "
+        "change one with --field NAME:TYPE",
         "skipped 1 rows or files: 1 binary file",
         "- notes/b.txt: binary file",
     ]

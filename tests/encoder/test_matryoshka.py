@@ -111,3 +111,11 @@ def test_others_can_cut_the_vectors_of_an_export(folder: Path, tmp_path: Path) -
     theirs = SentenceTransformer(str(made), device="cpu", trust_remote_code=True, truncate_dim=16)
     found = theirs.encode_document(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(found, load(folder, 16).encode_passages(TEXTS), atol=1e-5)
+
+
+def test_whole_vectors_of_a_cut_encoder_are_those_that_its_prompts_hold(folder: Path) -> None:
+    whole, small = load(folder), load(folder, 16)
+    np.testing.assert_allclose(small.encode_passages(TEXTS, whole=True), whole.encode_passages(TEXTS), atol=1e-6)
+    plain = small.prompt(task="find")
+    shown = small.prompt(task="find", demonstrations=DEMONSTRATIONS)
+    np.testing.assert_array_equal(small.encode_queries(["a", "c"], prompt=plain, whole=True), shown.vectors_SE[::2])

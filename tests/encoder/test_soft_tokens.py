@@ -46,7 +46,8 @@ def test_packed_and_padded_rows_hold_the_same_tokens() -> None:
     assert padded.ids.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]]
     assert padded.mask_BL.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     for batch in (packed, padded):
-        assert batch.ids.flatten()[batch.last_B].tolist() == [3, 4, 6]
+        last_B = batch.starts_B + torch.tensor([len(row) - 1 for row in rows])
+        assert batch.ids.flatten()[last_B].tolist() == [3, 4, 6]
 
 
 def test_projectors_stay_near_token_embeddings_in_the_first_steps() -> None:

@@ -10,8 +10,9 @@ from index_helpers import WORDS, document
 from stand_in import StandIn
 
 from epic_search.errors import UserError
-from epic_search.index import Corpus, Searcher, index_corpus
+from epic_search.index import Searcher, index_corpus
 from epic_search.index.contents import Contents
+from epic_search.index.corpus import Corpus
 from epic_search.index.lexical import Lexical, average_length
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
@@ -254,13 +255,23 @@ class TestFields:
         said = "line 2: value does not fit its field (id 'd1', field 'year' is int and has 'MMXX')"
         assert str(report.problems[0]) == said
         with pytest.raises(UserError, match="line 2: value does not fit its field"):
-            corpus = Corpus(path, strict=True)
-            index_corpus(corpus, name="strict", encoder=encoder, home=home, fields={"year": "int"})
+            index_corpus(Corpus(path, strict=True), name="s", encoder=encoder, home=home, fields={"year": "int"})
 
     def test_a_document_that_does_not_fit_what_was_inferred_is_stored_and_counted(self, write, encoder, home):
         many = [row(n) for n in range(300)]
         report = index_corpus(write(*many, row(300) | {"year": "MMXX"}), name="test", encoder=encoder, home=home)
         assert (report.added, report.unfit) == (301, {"year": 1})
+
+    def test_texts_of_a_table_are_read_as_their_declared_type(self, tmp_path, encoder, home):
+        (tmp_path / "c.csv").write_text("id,text,year,open\na,river,2020,true\nb,stone, 1999 ,false\nc,cloud,,\n")
+        fields = {"year": "int", "open": "bool"}
+        assert index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home).added == 3
+        report = index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home, fields=fields)
+        assert (report.changed, report.unchanged) == (2, 1), "what is stored changes"
+        assert index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home).unchanged == 3
+        with Searcher.open("test", home=home, encoder=encoder) as searcher:
+            for filter, found in (("year < 2000", {"b"}), ("open = true", {"a"}), ("not year exists", {"c"})):
+                assert {hit.id for hit in searcher.search(["river"], filter=filter)[0]} == found
 
     def test_added_to_an_index(self, write, encoder, home):
         path = write(*({"_id": str(n), "text": f"river {n}", "of": {"n": n}} for n in range(20)))

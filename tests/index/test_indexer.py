@@ -140,8 +140,8 @@ def test_other_encoder_is_refused_by_name(corpus, encoder, home):
 def test_unsound_vector_names_its_document_and_stores_nothing_of_its_chunk(corpus, encoder, home, monkeypatch, value):
     encode = encoder.encode_passages
 
-    def unsound(texts, *, progress=None):
-        vectors_PE = encode(texts, progress=progress)
+    def unsound(texts, *, ids=None, progress=None):
+        vectors_PE = encode(texts, ids=ids, progress=progress)
         for row, text in enumerate(texts):
             if "word600 " in text:
                 vectors_PE[row] *= value
@@ -221,9 +221,9 @@ def test_progress_goes_up_to_the_whole_file(corpus, encoder, home):
 def test_memory_is_bounded_by_the_chunk(corpus, encoder, home, monkeypatch):
     sizes, encode = [], encoder.encode_passages
 
-    def counting(texts, *, progress=None):
+    def counting(texts, *, ids=None, progress=None):
         sizes.append(len(texts))
-        return encode(texts, progress=progress)
+        return encode(texts, ids=ids, progress=progress)
 
     monkeypatch.setattr(encoder, "encode_passages", counting)
     index_corpus(corpus(3000), name="test", encoder=encoder, home=home)

@@ -51,7 +51,7 @@ def test_a_document_with_a_title_alone_is_found_by_it(tiny_encoder: Encoder, tmp
         vector_E = tiny_encoder.encode_passages(["Sorting by merging"])[0]
         [query_E] = tiny_encoder.encode_queries(["merging"])
         assert (hit.id, hit.title, hit.text) == ("titled", "Sorting by merging", "Sorting by merging")
-        assert abs(hit.score - vector_E @ query_E) < 1e-3
+        assert abs(hit.score - vector_E @ query_E) < 0.01, "the searcher may compute in bfloat16"
 
 
 def test_long_rankings_can_do_without_texts(tiny_encoder: Encoder, tmp_path: Path) -> None:

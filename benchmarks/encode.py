@@ -1,0 +1,248 @@
+"""How fast do we encode, beside sentence-transformers and transformers on the same weights, and how far from the limit?
+
+    python benchmarks/encode.py --out encode.json
+    python benchmarks/encode.py --layers 2 --tokens 4000 --rounds 2 --no-tune         # a minute
+
+A language model (the first --layers of --backbone) with its end-of-sequence state as the vector. BOS and EOS are put
+around every text by the tokenizer of the folder that all of them load, so that all read the same ids; before anything
+is timed, their vectors are compared. Texts are from the documentation of Python's standard library:
+
+    short    16 tokens      medium   128 tokens      long   512 tokens
+    mixed    log-normal around 90 tokens, 8 to 512
+
+    ours                    Encoder.encode_passages
+    sentence-transformers   SentenceTransformer.encode, with the attention and batch size that were fastest on them
+    transformers            AutoModel on batches sorted by length and padded, attention and batch size likewise
+
+All compute in the same precision, and take turns, round by round: median, 10th and 90th percentile of tokens a second.
+The limit is what this machine reaches in plain products of the model's own matrix shapes, in the same precision, with
+as many rows as a batch has tokens, measured in turns with the rest. FLOPs are those of the linear layers and of causal
+attention, two a multiplication; `share` is their rate in ours over that of the plain products: of all FLOPs of the
+model, and of those that ours does, which leaves out, of the last layer, all but what is read.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rounds import Seconds, facts, spread, take_turns, texts_of
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch.nn import functional as F
+from training import without_chat
+
+from epic_search.encoder import Encoder, weights
+from epic_search.encoder.backbone import load_backbone, save_model
+from epic_search.encoder.batching import token_budget
+from epic_search.encoder.encoder import DTYPES, Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.tokenizer import load_tokenizer
+
+LONGEST = 510  # and BOS and EOS
+BATCH_SIZES = (8, 32, 128)
+ATTENTIONS = ("sdpa", "eager")
+
+
+def main(
+    backbone: str = "smollm2-135m-instruct",
+    layers: Annotated[int | None, typer.Option(help="So many layers of it. Default: all.")] = 6,
+    tokens: Annotated[int, typer.Option(help="Tokens of each set of texts.")] = 16384,
+    rounds: int = 5,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    tune: bool = True,
+    seed: int = 7,
+    out: Path | None = None,
+) -> None:
+    """Measure encoding."""
+    where = choose_device(device)
+    precision = DTYPES[choose_dtype(dtype, where).value]
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        write_model(folder, backbone, layers=layers, dtype=precision)
+        tokenizer = load_tokenizer(folder)
+        ours = Encoder.load(folder, device=where.type, dtype=dtype)
+        results = {}
+        for name, lengths in sets(tokens, seed=seed).items():
+            texts = texts_of(lengths, tokenizer, seed=seed)
+            cost = Cost.of(ours, [len(ids) for ids in ours.token_ids(texts)])
+            setups: dict[str, Callable[[], Any]] = {"ours": partial(ours.encode_passages, texts)}
+            for peer in (SentenceTransformers, Transformers):
+                setups[peer.name] = fastest(peer, folder, texts, where, precision, tune=tune)
+            vectors = {setup: run() for setup, run in setups.items()}
+            cosines = {setup: float((found * vectors["ours"]).sum(axis=1).min()) for setup, found in vectors.items()}
+            limit = Products(ours, rows=min(cost.tokens, token_budget(where)))
+            seconds = take_turns(setups | {"products": limit}, rounds=rounds)
+            results[name] = row = summary(seconds, cost, limit) | {"least cosine to ours": cosines}
+            report(name, row, cost)
+    if out is not None:
+        settings = {"backbone": backbone, "layers": layers, "dtype": str(precision), "device": where.type}
+        out.write_text(json.dumps(facts(**settings, rounds=rounds) | {"sets": results}, indent=2) + "\n", "utf-8")
+
+
+def sets(tokens: int, *, seed: int) -> dict[str, list[int]]:
+    """Lengths of the texts of each set."""
+    mixed = np.clip(np.random.default_rng(seed).lognormal(4.5, 0.9, 4096), 8, LONGEST).astype(int)
+    count = int(np.searchsorted(mixed.cumsum(), tokens)) + 1
+    same = {name: [length] * max(1, tokens // length) for name, length in (("short", 16), ("medium", 128))}
+    return same | {"long": [LONGEST] * max(1, tokens // LONGEST), "mixed": mixed[:count].tolist()}
+
+
+def write_model(folder: Path, backbone: str, *, layers: int | None, dtype: torch.dtype) -> None:
+    """A model folder whose tokenizer puts BOS and EOS around a text."""
+    source = weights.resolve(backbone)
+    model = load_backbone(source, layers=layers, dtype=dtype)
+    save_model(model, folder, source=source)
+    without_chat(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = {"BOS": model.config.bos_token_id, "EOS": model.config.eos_token_id}
+    around = {kind: tokenizer.id_to_token(id) for kind, id in ids.items()}
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{around['BOS']} $A {around['EOS']}", special_tokens=[(around[kind], id) for kind, id in ids.items()]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What encoding texts takes: tokens with BOS and EOS; FLOPs of all that a model does, and of what ours does."""
+
+    tokens: int
+    flops: float
+    flops_of_ours: float
+
+    @classmethod
+    def of(cls, encoder: Encoder, lengths: list[int]) -> "Cost":
+        config = encoder.model.backbone.config
+        read = np.asarray(lengths) + 2
+        linear = [sum(2 * weight.numel() for weight in layer) for layer in matrices(encoder)]
+        queries = 4 * config.num_attention_heads * config.head_dim  # FLOPs of one query and one key
+        attention = queries * float((read * (read + 1) / 2).sum())
+        whole = sum(linear) * read.sum() + attention * len(linear)
+        keys_values = sum(2 * weight.numel() for weight in matrices(encoder)[-1][1:3])
+        last = keys_values * read.sum() + (linear[-1] - keys_values) * len(read) + queries * read.sum()
+        return cls(int(read.sum()), float(whole), float(whole - linear[-1] * read.sum() - attention + last))
+
+
+def matrices(encoder: Encoder) -> list[list[torch.Tensor]]:
+    """The matrices of each layer: of queries, keys, values, output, gate, up and down."""
+    found = []
+    for layer in encoder.model.backbone.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        found.append([part.weight for part in (*parts, mlp.gate_proj, mlp.up_proj, mlp.down_proj)])
+    return found
+
+
+class Products:
+    """The products of one layer for so many tokens, those of the same states joined, and nothing else; 20 times."""
+
+    def __init__(self, encoder: Encoder, *, rows: int) -> None:
+        query, key, value, output, gate, up, down = matrices(encoder)[0]
+        parts = (torch.cat([query, key, value]), output, torch.cat([gate, up]), down)
+        self._parts = [(torch.randn(rows, part.shape[1], dtype=part.dtype, device=part.device), part) for part in parts]
+        self.flops = 20.0 * sum(2 * rows * part.numel() for part in parts)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        for _ in range(20):
+            for states, weight in self._parts:
+                F.linear(states, weight)
+
+
+class SentenceTransformers:
+    """The peer, with one attention and batch size."""
+
+    name = "sentence-transformers"
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, attention: str, size: int) -> None:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+        options = {"attn_implementation": attention, "dtype": dtype}
+        first = Transformer(str(folder), max_seq_length=LONGEST + 2, model_kwargs=options)
+        pooling = Pooling(first.get_embedding_dimension(), pooling_mode="lasttoken")
+        self._model = SentenceTransformer(modules=[first, pooling, Normalize()], device=device.type)
+        self._size = size
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        return self._model.encode(texts, batch_size=self._size, convert_to_numpy=True, show_progress_bar=False)
+
+
+class Transformers:
+    """transformers alone, in batches sorted by length and padded."""
+
+    name = "transformers"
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, attention: str, size: int) -> None:
+        from transformers import AutoModel
+
+        self._model = AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype).eval().to(device)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._size = size
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        device = self._model.device
+        rows = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        order = np.argsort([-len(row) for row in rows], kind="stable")
+        out = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        for batch in np.split(order, range(self._size, len(order), self._size)):
+            lengths = torch.tensor([len(rows[i]) for i in batch], device=device)
+            ids = torch.nn.utils.rnn.pad_sequence([rows[i] for i in batch], batch_first=True).to(device)
+            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+            states = self._model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            last = states[torch.arange(len(batch), device=device), lengths - 1].float()
+            out[batch] = F.normalize(last, dim=-1).cpu().numpy()
+        return out
+
+
+Peer = type[SentenceTransformers] | type[Transformers]
+
+
+def fastest(
+    peer: Peer, folder: Path, texts: list[str], device: torch.device, dtype: torch.dtype, *, tune: bool
+) -> Callable[[], np.ndarray]:
+    """The peer on these texts, with the attention and batch size that are fastest on them."""
+    choices = [(attention, size) for attention in ATTENTIONS for size in BATCH_SIZES][: None if tune else 1]
+    setups = {
+        f"{attention}, {size}": partial(peer(folder, device, dtype, attention=attention, size=size), texts)
+        for attention, size in choices
+    }
+    seconds = take_turns(setups, rounds=1) if tune else {name: [0.0] for name in setups}
+    best = min(setups, key=lambda name: seconds[name][0])
+    print(f"{peer.name}: {best} texts at once", flush=True)
+    return setups[best]
+
+
+def summary(seconds: Seconds, cost: Cost, limit: Products) -> dict[str, Any]:
+    """Tokens a second of each set-up, its ratio to ours, and what share of the limit ours reaches."""
+    rates = {name: spread([cost.tokens / s for s in found]) for name, found in seconds.items() if name != "products"}
+    middle = rates["ours"]["median"]
+    flops_a_second = spread([limit.flops / s for s in seconds["products"]])
+    shares = {
+        name: flops / cost.tokens * middle / flops_a_second["median"]
+        for name, flops in (("of all FLOPs", cost.flops), ("of those that are done", cost.flops_of_ours))
+    }
+    ratios = {name: middle / rate["median"] for name, rate in rates.items() if name != "ours"}
+    return {"tokens/s": rates, "ours to": ratios, "products, FLOP/s": flops_a_second, "share": shares}
+
+
+def report(name: str, row: dict[str, Any], cost: Cost) -> None:
+    """Print the results of a set of texts."""
+    print(f"\n{name}: {cost.tokens} tokens, {cost.flops / 1e9:,.0f} GFLOP; least cosines {row['least cosine to ours']}")
+    for setup, rate in row["tokens/s"].items():
+        ratio = row["ours to"].get(setup, 1.0)
+        print(f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}")
+    limit, share = row["products, FLOP/s"]["median"], row["share"]
+    print(f"  products {limit / 1e9:,.0f} GFLOP/s; ours: {', '.join(f'{v:.0%} {k}' for k, v in share.items())}\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

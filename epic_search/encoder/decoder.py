@@ -1,0 +1,174 @@
+"""The decoder of an encoder in use: packed texts through Llama-like layers, without work that no vector needs.
+
+transformers' own layers are the reference, and what is trained. In use, more than half of their time on a CPU goes
+into norms, rotations and activations in bfloat16, which here take fewer passes over memory; projections of the same
+states are one product; texts may share a prefix, whose keys and values are computed once; and of the last layer only
+what is read is computed: the keys and values of all tokens, but no more of those that are not pooled.
+
+It holds for pre-norm layers with RMS norms, rotated queries and keys and a gated MLP, which is what all architectures
+in `PACKABLE` (see `backbone.py`) are made of; the tests compare each of them with transformers.
+
+Shapes as in `attention.py`, and D width of the backbone, W head width.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epic_search.encoder.attention import KeyValue, Packing, attend
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, (T, 1, W / 2) each."""
+
+
+class Decoder:
+    """The layers and the final norm of a backbone that stays as it is: weights are shared with it, not copied.
+
+    Make it when the backbone is where it will stay: moved or trained afterwards, the two would part.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self._layers = [_Layer(layer) for layer in backbone.layers]
+        self._norm = RMSNorm(backbone.norm)
+        self._rotary: nn.Module = backbone.rotary_emb
+
+    def __call__(
+        self,
+        tokens_TD: Tensor,
+        positions_T: Tensor,
+        packing: Packing,
+        *,
+        prefix: Sequence[KeyValue] | None = None,
+        reads_BR: Tensor | None = None,
+    ) -> Tensor:
+        """The last hidden states of packed texts: (B * R, D) of the tokens that are read, else (T, D).
+
+        `positions_T` count on from the prefix, if there is one; `reads_BR`: offsets within each text.
+        """
+        hidden_TD, rotation = tokens_TD, self._rotation(tokens_TD, positions_T)
+        for i, layer in enumerate(self._layers):
+            reads = reads_BR if i == len(self._layers) - 1 else None
+            rows = None if reads is None else (packing.boundaries[:-1, None] + reads).flatten()
+            hidden_TD = layer(hidden_TD, rotation, packing, prefix[i] if prefix else None, reads, rows)
+        return self._norm(hidden_TD)
+
+    def prefill(self, tokens_PD: Tensor) -> list[KeyValue]:
+        """Keys and values of tokens that stand before others, for each layer."""
+        packing = Packing([len(tokens_PD)], tokens_PD.device)
+        hidden_PD, rotation = tokens_PD, self._rotation(tokens_PD, torch.arange(len(tokens_PD), device=packing.device))
+        kept: list[KeyValue] = []
+        for i, layer in enumerate(self._layers):
+            query_PHW, *key_value = layer.project(hidden_PD, rotation)
+            kept.append((key_value[0].contiguous(), key_value[1].contiguous()))
+            if i < len(self._layers) - 1:
+                attended_PHW = attend(query_PHW, *kept[-1], packing, scale=layer.scale)
+                hidden_PD = layer.finish(hidden_PD, attended_PHW)
+        return kept
+
+    def _rotation(self, tokens_TD: Tensor, positions_T: Tensor) -> Rotation:
+        cos_1TW, sin_1TW = self._rotary(tokens_TD[None], positions_T[None])
+        half = cos_1TW.shape[-1] // 2  # both halves of a head turn by the same angles
+        return cos_1TW[0, :, None, :half], sin_1TW[0, :, None, :half]
+
+
+class RMSNorm:
+    """A backbone's RMS norm (arXiv 1910.07467), in two passes instead of six; sums are float32."""
+
+    def __init__(self, norm: Any) -> None:
+        self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
+        width = norm.weight.shape
+        # Some multiply by the weight, some by one more: what the norm does to ones says it.
+        ones = torch.ones(width, device=norm.weight.device)
+        self._weight = (copy.deepcopy(norm).float()(ones) * (1 + self._eps) ** 0.5).to(norm.weight.dtype)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        states_32 = states.float()
+        squares = torch.linalg.vector_norm(states_32, dim=-1, keepdim=True).square_()
+        scale = squares.div_(states.shape[-1]).add_(self._eps).rsqrt_()
+        return (states_32 * scale).to(states.dtype).mul_(self._weight)
+
+
+class _Layer:
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.scale: float = attention.scaling
+        self._width: int = attention.head_dim
+        self._norm, self._mlp_norm = RMSNorm(layer.input_layernorm), RMSNorm(layer.post_attention_layernorm)
+        self._head_norms = [RMSNorm(getattr(attention, n)) for n in ("q_norm", "k_norm") if hasattr(attention, n)]
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self._sizes = [projection.out_features for projection in projections]
+        self._query_key_value, self._gate_up = _Joined(*projections), _Joined(mlp.gate_proj, mlp.up_proj)
+        self._out: nn.Linear = attention.o_proj
+        self._down: nn.Linear = mlp.down_proj
+        self._activation: Callable[[Tensor], Tensor] = mlp.act_fn
+
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        rotation: Rotation,
+        packing: Packing,
+        prefix: KeyValue | None,
+        reads_BR: Tensor | None,
+        rows_Q: Tensor | None,
+    ) -> Tensor:
+        query_QHW, key_TGW, value_TGW = self.project(hidden_TD, rotation, rows_Q)
+        attended_QHW = attend(
+            query_QHW, key_TGW, value_TGW, packing, scale=self.scale, prefix=prefix, reads_BR=reads_BR
+        )
+        return self.finish(hidden_TD if rows_Q is None else hidden_TD[rows_Q], attended_QHW)
+
+    def project(
+        self, hidden_TD: Tensor, rotation: Rotation, rows_Q: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (of the rows, or of all), keys and values, the first two rotated."""
+        normed_TD = self._norm(hidden_TD)
+        if rows_Q is None:
+            joined = self._query_key_value(normed_TD)
+            query, key, value = joined.split(self._sizes, dim=-1)
+        else:
+            query = self._query_key_value(normed_TD[rows_Q], slice(0, self._sizes[0]))
+            joined = self._query_key_value(normed_TD, slice(self._sizes[0], None))
+            key, value = joined.split(self._sizes[1:], dim=-1)
+        query_QHW, key_TGW, value_TGW = (x.unflatten(-1, (-1, self._width)) for x in (query, key, value))
+        if self._head_norms:
+            query_QHW, key_TGW = (norm(x) for norm, x in zip(self._head_norms, (query_QHW, key_TGW), strict=True))
+        asking = rotation if rows_Q is None else (rotation[0][rows_Q], rotation[1][rows_Q])
+        return _rotated(query_QHW, asking), _rotated(key_TGW, rotation), value_TGW
+
+    def finish(self, hidden_QD: Tensor, attended_QHW: Tensor) -> Tensor:
+        """The states after a layer, from those before it and what its attention found."""
+        hidden_QD = hidden_QD + self._out(attended_QHW.flatten(1))
+        gate, up = self._gate_up(self._mlp_norm(hidden_QD)).chunk(2, dim=-1)
+        return hidden_QD.add_(self._down(self._activation(gate).mul_(up)))
+
+
+class _Joined:
+    """Linear layers that read the same states, as one product. Their own weights become parts of the joint one."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        self._weight = torch.cat(tuple(layer.weight for layer in layers))
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers)), "some of these layers have a bias, and some do not"
+        self._bias = torch.cat(biases) if biases else None
+        start = 0
+        for layer in layers:
+            layer.weight.data = self._weight[start : start + layer.out_features]
+            start += layer.out_features
+
+    def __call__(self, states: Tensor, outputs: slice = slice(None)) -> Tensor:
+        return F.linear(states, self._weight[outputs], None if self._bias is None else self._bias[outputs])
+
+
+def _rotated(states_THW: Tensor, rotation: Rotation) -> Tensor:
+    """Rotary position embeddings (arXiv 2104.09864): the halves of each head are the two coordinates turned."""
+    cos, sin = rotation
+    first, second = states_THW.chunk(2, dim=-1)
+    out_THW = torch.empty(states_THW.shape, dtype=states_THW.dtype, device=states_THW.device)
+    out_first, out_second = out_THW.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out_THW

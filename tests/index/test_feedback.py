@@ -1,0 +1,66 @@
+"""How far feedback reaches: chosen by the pairs themselves, wide where many queries have one answer."""
+
+import numpy as np
+import pytest
+
+from epic_search.index.feedback import NEIGHBOURS, WIDTH, chosen_width, expanded, moved, weights
+from epic_search.index.store.protocol import Sparse
+
+
+def unit(vectors_NE: np.ndarray) -> np.ndarray:
+    return (vectors_NE / np.linalg.norm(vectors_NE, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def pairs(topics: int, each: int, *, shared: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Queries in loose groups; the queries of a group have one answer, or each its own, in no relation to its words."""
+    rng = np.random.default_rng(0)
+    centres_UE = unit(rng.standard_normal((topics, 64)))
+    of_K = np.repeat(np.arange(topics), each)
+    queries_KE = unit(centres_UE[of_K] + 0.08 * rng.standard_normal((topics * each, 64)))
+    answers = of_K if shared else np.arange(topics * each)
+    own_KE = 0.5 * queries_KE + unit(rng.standard_normal((topics * each, 64)))
+    shared_UE = unit(rng.standard_normal((topics, 64)))
+    passages_KE = unit(shared_UE[of_K] if shared else own_KE)
+    return queries_KE, passages_KE, [str(answer) for answer in answers]
+
+
+def test_wide_where_neighbours_share_their_answer_and_not_where_each_has_its_own() -> None:
+    assert chosen_width(*pairs(8, 6, shared=True)) > WIDTH
+    assert chosen_width(*pairs(8, 6, shared=False)) <= WIDTH
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_evidence_the_default(count: int) -> None:
+    queries_KE, passages_KE, answers = pairs(1, 1, shared=True)
+    assert chosen_width(queries_KE[:count], passages_KE[:count], answers[:count]) == WIDTH
+
+
+def test_weights() -> None:
+    similarities_K = np.linspace(0.9, 0.5, NEIGHBOURS + 3)
+    found_K = weights(similarities_K, width=0.1)
+    assert found_K[0] == pytest.approx(np.exp(-1) / max(1, np.exp((similarities_K[:NEIGHBOURS] - 1) / 0.1).sum()))
+    assert np.all(np.diff(found_K) <= 0) and not found_K[NEIGHBOURS:].any()
+    assert weights(np.full(20, 0.99), width=0.3).sum() == pytest.approx(1.0)
+    assert weights(np.array([1.0, 0.9995, 0.99]), width=0.3).tolist() == [0.5, 0.5, 0.0]
+    assert weights(np.array([]), width=0.1).shape == (0,)
+
+
+def test_the_move() -> None:
+    queries_KE, passages_KE, _ = pairs(2, 1, shared=True)
+    found_E = moved(queries_KE[0], np.array([0.5, 0.25]), passages_KE, boost=2.0)
+    expected_E = queries_KE[0] + passages_KE[0] + 0.5 * passages_KE[1]
+    np.testing.assert_allclose(found_E, expected_E / np.linalg.norm(expected_E), atol=1e-6)
+    assert found_E.dtype == np.float32
+
+
+def sparse(weights: dict[int, float]) -> Sparse:
+    return Sparse(np.array(list(weights), np.uint32), np.array(list(weights.values()), np.float32))
+
+
+def test_terms_of_the_passages_weigh_their_share_of_the_query() -> None:
+    query = sparse({3: 1.0, 8: 1.0})
+    found = expanded(query, [sparse({1: 1.0, 3: 1.0, 5: 1.0, 9: 1.0}), sparse({})], [0.5, 0.3])
+    assert dict(zip(found.terms_T.tolist(), found.weights_T.tolist(), strict=True)) == pytest.approx(
+        {1: 0.25, 3: 1.25, 5: 0.25, 8: 1.0, 9: 0.25}
+    )
+    assert expanded(query, [], []).weights_T.tolist() == [1.0, 1.0]
