@@ -35,8 +35,7 @@ def test_a_folder_and_a_table_in_one_index(run: Run, tmp_path: Path, tiny_encode
     (tmp_path / "more.csv").write_text("name,content\nT,Some text\n")
     result = run("index", "notes", "more.csv", "--name", "all", "--encoder", tiny_encoder_folder)
     assert "2 documents" in result.stdout
-    said = [line for line in result.stderr.splitlines() if not line.startswith("fields for filters")]
-    assert said == [
+    assert result.stderr.splitlines() == [
         "more.csv: the id is a hash of the content (no --id-field), text from 'content', title from 'name'",
         "fields for filters, inferred from the first documents: path (keyword), modified (datetime); "
         "change one with --field NAME:TYPE",
