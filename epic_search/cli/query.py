@@ -114,6 +114,7 @@ def query(
     --task, --demos, --no-demos and --boost say otherwise this once.
     """
     from epic_search.index import Searcher
+    from epic_search.index.filter_parser import parse
     from epic_search.index.prompts import new_prompt
     from epic_search.index.searcher import SCORES
     from epic_search.index.ways import Ways
@@ -125,6 +126,8 @@ def query(
     demos_mode, demonstrations = chosen_demos(demos, none=no_demos)
     name = index or latest_index(home)
     manifest = made_by(name, home)
+    if filter is not None:
+        parse(filter, manifest.filter_types)  # a mistake is told before the encoder takes its seconds to load
     loaded = None
     if mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)

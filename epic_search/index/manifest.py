@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.fields import DOCUMENT_ID
 from epic_search.index.fields import Field as DocumentField
 from epic_search.index.fields import path as field_path
+from epic_search.index.filters import FieldType
 from epic_search.index.store.protocol import Schema
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
-    from epic_search.index.filters import FieldType
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 2
@@ -109,6 +110,11 @@ class Manifest(BaseModel):
             raise UserError(
                 f"{where} is damaged at {part}: {first['msg']}; delete the index and index again"
             ) from error
+
+    @property
+    def filter_types(self) -> dict[str, FieldType]:
+        """The types of the fields that filters know, the document's id among them."""
+        return {DOCUMENT_ID: "keyword", **{name: field.type for name, field in self.types.items()}}
 
     def store_schema(self) -> Schema:
         """What its store's points are made of."""

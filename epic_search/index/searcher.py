@@ -115,7 +115,7 @@ class Searcher:
     @property
     def fields(self) -> dict[str, FieldType]:
         """The types of the fields that filters know."""
-        return {DOCUMENT_ID: "keyword", **{name: field.type for name, field in self.manifest.types.items()}}
+        return self.manifest.filter_types
 
     def search(
         self,
@@ -148,7 +148,7 @@ class Searcher:
             raise UserError(f"the offset is {offset}; it must be 0 (the first page) or more")
         _require_words(queries)
         wanted = self._stored_filter(filter)
-        group = self._require_field(group_by, "grouped by") if group_by != DOCUMENT else DOCUMENT_ID
+        group = self._require_field(group_by, "hits cannot be grouped by") if group_by != DOCUMENT else DOCUMENT_ID
         if not queries:
             return []
         asked = self._store_queries(queries, mode=self.mode(mode), prompt=prompt, ways=ways)
@@ -199,7 +199,7 @@ class Searcher:
         Raises UserError for a field that the index does not have, and for one of floats or dates.
         """
         for field in fields:
-            self._require_field(field, "counted")
+            self._require_field(field, "documents cannot be counted by")
             if self.fields[field] not in FACET_TYPES:
                 raise UserError(
                     f"'{field}' is of type {self.fields[field]}; only keyword, int and bool fields are counted by value"
@@ -325,7 +325,7 @@ class Searcher:
     def _require_field(self, field: str, what: str) -> str:
         if field not in self.fields:
             raise UserError(
-                f"hits cannot be {what} '{field}': fields of index '{self.manifest.name}' are {known(self.fields)}; "
+                f"{what} '{field}': fields of index '{self.manifest.name}' are {known(self.fields)}; "
                 "index again with --field NAME:TYPE to add one"
             )
         return field

@@ -21,9 +21,9 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LENGTHS = struct.Struct("<IQ")
 # Wider than the engine's default: of 100,000 vectors of 576 dimensions it finds the true top 10 in 1 ms.
 HNSW_EF = 256
-# Up to this much of vectors (KiB) every search is an exact scan, of about 50 ms. A search graph is less exact,
-# and takes minutes to build for that many.
-GRAPH_ABOVE_KIB = 256 * 1024
+# A segment of up to this much of vectors (KiB) is searched by an exact scan, of about 5 ms; a larger one gets a search
+# graph, which is less exact. A search must stay short beside the encoding of its query.
+GRAPH_ABOVE_KIB = 32 * 1024
 LEXICAL = "bm25"
 # Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
 OVERSAMPLING = 2.0
