@@ -13,7 +13,7 @@ over the sets; "least" is the worst difference from dense on any set. Prints two
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +31,10 @@ from epic_search.index.store.protocol import Fusion, Match, StoreQuery
 
 DATA = Path(os.environ.get("EPIC_SEARCH_DATA", "../shared/data")) / "eval"
 CUT = 10
-KS = (2, 5, 10, 20, 40, 60, 100)
-WEIGHTS = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (1.0, 2.0))
-DEPTHS = (50, 100, 200, 1000)
+KS = (1, 2, 3, 5, 10, 20, 60)
+WEIGHTS = ((1.0, 1.0), (1.5, 1.0), (2.0, 1.0), (3.0, 1.0), (4.0, 1.0), (1.0, 2.0))
+DEPTHS = (50, 200, 1000)
+DBSF = "distribution-based score fusion, depth=100"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def main(
     fusions = {
         FUSION,
         *(Fusion(k=k, weights=weights) for k in KS for weights in WEIGHTS),
-        *(Fusion(k=k, depth=depth) for k in (10, 60) for depth in DEPTHS),
+        *(replace(FUSION, depth=depth) for depth in DEPTHS),
+        *(Fusion(depth=depth) for depth in DEPTHS),
     }
     rows: list[dict[str, Any]] = []
     for name in sets:
@@ -115,11 +117,32 @@ def measure(data: RetrievalSet, encoder: Encoder, fusions: set[Fusion], out: Pat
             return ndcg(dict(zip(data.queries, found, strict=True)), data.judged)
 
         fused = [StoreQuery(*pair) for pair in zip(vectors_QE, terms, strict=True)]
+        legs = [StoreQuery(vector_E) for vector_E in vectors_QE], [StoreQuery(sparse=sparse) for sparse in terms]
+        rankings = zip(*(contents.store.search(leg, limit=100, fields=("id",)) for leg in legs), strict=True)
+        summed = dict(zip(data.queries, map(distributions_summed, rankings), strict=True))
         return {
-            "dense": score([StoreQuery(vector_E) for vector_E in vectors_QE]),
-            "lexical": score([StoreQuery(sparse=sparse) for sparse in terms]),
+            "dense": score(legs[0]),
+            "lexical": score(legs[1]),
+            DBSF: ndcg(summed, data.judged),
             **{label(fusion): score(fused, fusion) for fusion in fusions},
         }
+
+
+def distributions_summed(rankings: Sequence[Sequence[Match]]) -> list[Match]:
+    """Qdrant's DBSF: scores of each ranking scaled, its mean -3 and +3 deviations to 0 and 1, and summed."""
+    total: dict[str, float] = {}
+    owners: dict[str, str] = {}
+    for matches in rankings:
+        scores = np.array([match.score for match in matches])
+        spread = 6 * scores.std(ddof=1) if len(scores) > 1 else 0.0
+        for match in matches:
+            share = (match.score - scores.mean()) / spread + 0.5 if spread else 0.5
+            total[match.id] = total.get(match.id, 0.0) + share
+            owners[match.id] = match.payload["id"]
+    best: dict[str, Match] = {}
+    for id in sorted(total, key=lambda id: -total[id]):
+        best.setdefault(owners[id], Match(id, total[id], {"id": owners[id]}))
+    return list(best.values())
 
 
 def ndcg(found: Mapping[str, Sequence[Match]], judged: Mapping[str, Mapping[str, int]]) -> float:

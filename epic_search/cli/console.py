@@ -14,13 +14,14 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
+from epic_search.cli import settings
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as for a command that the signal ends
 
 EXCERPT_LINES = 3
+READABLE = 14  # characters that a column of text needs at least
 PLAIN_EXCERPT = 200  # characters, where there is no terminal to fit
 
 POINTED_BEFORE = 40  # characters of a text that are shown before the one pointed at, and after it
@@ -47,12 +49,23 @@ _NEEDED = set("\u00ad\u200c\u200d\u200e\u200f")
 class VerbGroup(TyperGroup):
     """A command group in which every verb ends with the same exit codes and sentences."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb, once its options have what environment and configuration file say."""
+        found = super().resolve_command(ctx, args)
+        if found[0] != "config":
+            with suppress(UserError) if ctx.resilient_parsing else nullcontext():  # completing a line, say nothing
+                settings.apply(self, ctx)
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; a user's mistake, Ctrl-C and a closed pipe become exit codes, not tracebacks."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except typer.BadParameter as error:
+            settings.say_origin(error)
+            raise
         except UserError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             if error.pointer is not None:
@@ -72,6 +85,8 @@ class DefaultVerbGroup(TyperGroup):
 
     What was typed is kept in the context, under TYPED.
     """
+
+    has_default_verb = True
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Everything that is no verb is an argument of the first one."""
@@ -96,8 +111,16 @@ def _interruption_hint(verb: str | None) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line: white space becomes one space, and what a terminal would obey becomes U+FFFD."""
-    safe = "".join("\ufffd" if _is_unprintable(c) else c for c in text)
-    return " ".join(safe.split())
+    return " ".join(_safe(text).split())
+
+
+def printable_lines(text: str) -> list[str]:
+    """The lines of `text`, indented as they are, and otherwise as `printable`."""
+    return ["".join(" " if c.isspace() else c for c in _safe(line.expandtabs(4))) for line in text.splitlines()]
+
+
+def _safe(text: str) -> str:
+    return "".join("\ufffd" if _is_unprintable(c) else c for c in text)
 
 
 def pointed(text: str, position: int) -> str:
@@ -156,50 +179,86 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
+def print_jsonl(value: Any) -> None:
+    """As `print_json`, on one line that a reader at the other end of a pipe gets at once."""
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str] = (), header: bool = False
 ) -> None:
     """A table on a terminal, tab-separated lines in a pipe; with `header`, the first of them names the columns.
 
-    `numbers` names the right-aligned columns.
+    `numbers` names the right-aligned columns, which are never broken. On a terminal too narrow for the table, each row
+    is a block of fields.
     """
     if not sys.stdout.isatty():
         for row in [columns, *rows] if header else rows:
             print("\t".join(printable(cell) for cell in row))
         return
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    console = _stdout()
+    whole = [max(cell_len(printable(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
+    needed = [
+        length if name in numbers or name == columns[0] else min(length, READABLE)
+        for name, length in zip(columns, whole, strict=True)
+    ]
+    if sum(needed) + len(columns) > console.width:
+        for row in rows:
+            print_fields([(name, cell) for name, cell in zip(columns, row, strict=True) if cell])
+            print()
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for column, least in zip(columns, needed, strict=True):
+        table.add_column(column, justify="right" if column in numbers else "left", min_width=least, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(table)
+
+
+def print_fields(fields: Sequence[tuple[str, str]], *, width: int = 0) -> None:
+    """Names and values, one a line: wrapped and aligned on a terminal, tab-separated in a pipe.
+
+    `width`: how far the values are indented, where fields that are printed apart are to stand in line.
+    """
+    if not sys.stdout.isatty():
+        for name, value in fields:
+            print(f"{name}\t{printable(value)}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, min_width=width)
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(Text(printable(name)), Text(printable(value)))
     _stdout().print(table)
 
 
-def print_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one a line: aligned on a terminal, tab-separated in a pipe."""
-    width = max(len(name) for name, _ in fields) + 2
-    for name, value in fields:
-        print(f"{name:<{width}}{printable(value)}" if sys.stdout.isatty() else f"{name}\t{printable(value)}")
-
-
-def print_hits(hits: Sequence[Any], *, query: str, offset: int = 0) -> None:
+def print_hits(hits: Sequence[Any], *, query: str, offset: int = 0, lead: str | None = None) -> None:
     """Hits, best first: cards that fit the terminal, or `rank, score, id, title, excerpt` lines in a pipe.
 
-    `offset`: how many better ones were left out. Explained hits have a line, or a cell in a pipe, more.
+    `offset`: how many better ones were left out. Explained hits have a line, or a cell in a pipe, more. `lead` goes
+    before all of them: a heading on a terminal, a first cell of every line in a pipe.
     """
     if not sys.stdout.isatty():
+        first = [] if lead is None else [lead]
         for rank, hit in enumerate(hits, offset + 1):
-            cells = [hit.id, hit.title, excerpt(hit.text, query=query, length=PLAIN_EXCERPT)]
+            shown = excerpt(hit.text, query=query, length=PLAIN_EXCERPT)
+            cells = [*first, str(rank), f"{hit.score:.4f}", hit.id, hit.title, shown]
             cells += [] if hit.explanation is None else [_explanation(hit.explanation)]
-            print(f"{rank}\t{hit.score:.4f}\t" + "\t".join(printable(cell) for cell in cells))
+            print("\t".join(printable(cell) for cell in cells))
         return
     from rich.text import Text
 
     console = _stdout()
     width = min(console.width, 100)
+    if lead is not None:
+        console.print(Text(f"? {printable(lead)}"))
     for rank, hit in enumerate(hits, offset + 1):
         title = printable(hit.title or hit.id)
         identity = "" if title == printable(hit.id) else f"  {printable(hit.id)}"
@@ -243,6 +302,16 @@ def need_extra(extra: str, *modules: str) -> None:
         raise UserError(f"this needs {' and '.join(missing)}; install: pip install 'epic-search[{extra}]'")
 
 
+def print_whole(hit: Any) -> None:
+    """All of a hit: its passage line by line, then the payload."""
+    for name, value in [("id", hit.id), ("score", f"{hit.score:.4f}"), ("title", hit.title)]:
+        if value:
+            print(f"{name}: {printable(value)}")
+    print("", *printable_lines(hit.text), sep="\n")
+    if hit.payload:
+        print("", *printable_lines(json.dumps(hit.payload, indent=2, ensure_ascii=False)), sep="\n")
+
+
 def note(sentence: str) -> None:
     """A remark for a person, on stderr, so that it never mixes with an answer."""
     print(printable(sentence), file=sys.stderr)
@@ -261,8 +330,9 @@ def working(sentence: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(printable(sentence)):
+    with Console(stderr=True).status(Text(printable(sentence))):
         yield
 
 
@@ -279,7 +349,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(compact=True),

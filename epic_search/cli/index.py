@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
 from epic_search.cli.demonstrations import chosen_demonstrations
+from epic_search.cli.home import chosen_layout, on_server_too
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import Corpus, IndexProgress, IndexReport
     from epic_search.index.filters import FieldType
+    from epic_search.index.folder import Home
+    from epic_search.index.store.server import Layout
 
 
+@on_server_too
 def index(
     sources: Annotated[
         list[str],
@@ -31,7 +36,13 @@ def index(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", help="Name of the index. Default: the source's name.", show_default=False),
+        typer.Option(
+            "--name",
+            "-n",
+            help="Name of the index. Default: the source's name.",
+            show_default=False,
+            autocompletion=complete_index,
+        ),
     ] = None,
     encoder: Annotated[
         str | None,
@@ -41,6 +52,7 @@ def index(
             envvar="EPIC_SEARCH_ENCODER",
             help="Name, folder or hub id of the encoder. Default: the index's own, else epic-mini.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
     dim: options.Dim = None,
@@ -78,7 +90,18 @@ def index(
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the sources no longer hold.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False,
-    home: options.Home = None,
+    quantize: options.Quantize = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="On a server: make the index anew beside the old one, which answers until it is complete."
+        ),
+    ] = False,
+    shards: options.Shards = None,
+    replicas: options.Replicas = None,
+    write_consistency: options.WriteConsistency = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -90,33 +113,39 @@ def index(
     are kept with the index and used by every query.
     """
     from epic_search.index import Corpus
-    from epic_search.index import home as default_home
     from epic_search.index.fields import declared
-    from epic_search.index.folder import index_folder
+    from epic_search.index.folder import check_name
     from epic_search.index.sources.fields import Fields
 
-    folder = home or default_home()
     chosen = name or default_name(sources)
     demonstrations = chosen_demonstrations(demos, none=no_demos)
     texts = tuple(part.strip() for parts in text_field or [] for part in parts.split(","))
     columns = Fields(id=id_field, text=texts, title=title_field)
     types = declared(field or [])
-    index_folder(chosen, folder)
+    check_name(chosen)
+    layout = chosen_layout(shards, replicas, write_consistency)
+    if (rebuild or layout is not None) and isinstance(home, Path):
+        raise UserError(
+            "--rebuild, --shards, --replicas and --write-consistency are for a Qdrant server; name it with --url"
+        )
     with Corpus(*sources, format=format, fields=columns, strict=strict, tell=console.note) as corpus:
         # A mistake in the sources is told before the encoder takes its seconds to load.
         with console.working("reading"):
             corpus.require_some()
-        made_by, made_with = _encoder_of(chosen, folder)
+        made_by, made_with = _encoder_of(chosen, home)
         loaded = load_encoder(encoder or made_by, device=device, dtype=dtype, dim=dim or made_with)
         report = run(
             corpus,
             name=chosen,
             encoder=loaded,
-            home=folder,
+            home=home,
             task=task,
             demonstrations=demonstrations,
             fields=types,
             prune=prune,
+            quantize=quantize,
+            rebuild=rebuild,
+            layout=layout,
         )
     if json:
         console.print_json(asdict(report))
@@ -159,11 +188,14 @@ def run(
     *,
     name: str,
     encoder: "Encoder",
-    home: Path,
+    home: "Home",
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
     fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
+    quantize: Literal["int8"] | None = None,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
 ) -> "IndexReport":
     """Index with a progress bar: documents, documents/s and time left."""
     from epic_search.index import index_corpus
@@ -187,6 +219,9 @@ def run(
             demonstrations=demonstrations,
             fields=fields,
             prune=prune,
+            quantize=quantize,
+            rebuild=rebuild,
+            layout=layout,
             progress=show,
         )
 
@@ -228,7 +263,7 @@ def print_report(report: "IndexReport") -> None:
             console.note(f"- and {more:,} more")
 
 
-def _encoder_of(name: str, home: Path) -> tuple[str, int | None]:
+def _encoder_of(name: str, home: "Home") -> tuple[str, int | None]:
     """The encoder of an index that is there already and what its vectors are cut to, else the default."""
     from epic_search.encoder.checkpoint import DEFAULT_MODEL
     from epic_search.index import list_indexes

@@ -1,24 +1,32 @@
-"""`epic-search indexes`: what is indexed, and how to remove it."""
+"""`epic-search indexes`: what is indexed, and how to remove it; its other verbs are in files of their own."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import on_server_too
+from epic_search.cli.indexes_export import export
+from epic_search.cli.indexes_promote import promote, pull
+from epic_search.cli.indexes_repair import repair
+from epic_search.cli.indexes_show import show
+from epic_search.cli.indexes_verify import verify
 from epic_search.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="List or delete indexes.")
+if TYPE_CHECKING:
+    from epic_search.index.folder import Home
+
+app = typer.Typer(no_args_is_help=True, help="List, show, verify, repair, export, move or delete indexes.")
 
 
 @app.command("list")
-def list_(home: options.Home = None, json: options.Json = False) -> None:
+@on_server_too
+def list_(*, home: "Home", json: options.Json = False) -> None:
     """List the indexes: documents, passages, encoder, task, demonstrations and size."""
-    from epic_search.index import home as default_home
     from epic_search.index import list_indexes
 
-    folder = home or default_home()
-    found = list_indexes(folder)
+    found = list_indexes(home)
     if json:
         console.print_json(
             [
@@ -39,7 +47,7 @@ def list_(home: options.Home = None, json: options.Json = False) -> None:
         )
         return
     if not found:
-        console.note(f"no index in {folder} yet")
+        console.note(f"no index in {home} yet")
         console.next_command("epic-search index CORPUS.jsonl")
         return
     columns = ["name", "documents", "passages", "encoder", "demonstrations", "size", "task"]
@@ -50,7 +58,7 @@ def list_(home: options.Home = None, json: options.Json = False) -> None:
             str(info.passages),
             info.encoder,
             str(info.demonstrations),
-            console.size_text(info.size),
+            "" if info.size is None else console.size_text(info.size),
             info.problem or info.task or "",
         ]
         for info in found
@@ -58,22 +66,26 @@ def list_(home: options.Home = None, json: options.Json = False) -> None:
     console.print_table(columns, rows, numbers=["documents", "passages", "demonstrations", "size"])
 
 
+for verb in (show, verify, repair, export, promote, pull):
+    app.command(no_args_is_help=True)(verb)
+
+
 @app.command(no_args_is_help=True)
+@on_server_too
 def delete(
-    name: Annotated[str, typer.Argument(help="The index to delete.")],
+    name: options.IndexName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
-    home: options.Home = None,
+    *,
+    home: "Home",
 ) -> None:
     """Delete an index with all its passages. Your documents are not touched."""
     from epic_search.index import delete_index
-    from epic_search.index import home as default_home
 
-    folder = home or default_home()
     if not yes:
         if not sys.stdin.isatty():
             raise UserError(f"deleting {name!r} needs a yes and stdin is no terminal; add --yes")
-        if not typer.confirm(f"Delete index {name!r} in {folder}?", err=True):
+        if not typer.confirm(f"Delete index {name!r} in {home}?", err=True):
             console.note("kept")
             return
-    delete_index(name, folder)
+    delete_index(name, home)
     console.note(f"deleted index {name!r}")

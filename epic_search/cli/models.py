@@ -6,13 +6,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_model
 from epic_search.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Show the named encoders and model weights; publish encoders.")
 
-Name = Annotated[str, typer.Argument(help="A name that `models list` shows.")]
+Name = Annotated[str, typer.Argument(help="A name that `models list` shows.", autocompletion=complete_model)]
 Encoder = Annotated[
-    str, typer.Argument(metavar="NAME|FOLDER", help="A named encoder, a checkpoint folder, or a model folder.")
+    str,
+    typer.Argument(
+        metavar="NAME|FOLDER",
+        help="A named encoder, a checkpoint folder, or a model folder.",
+        autocompletion=complete_encoder,
+    ),
 ]
 Format = Literal["merged", "adapter", "sentence-transformers"]
 FORMATS = (

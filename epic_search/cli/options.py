@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from epic_search.cli.completion import complete_index
+
 Home = Annotated[
     Path | None,
     typer.Option(
@@ -15,7 +17,34 @@ Home = Annotated[
         file_okay=False,
     ),
 ]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        "--quantize",
+        help="Search a new, large index by codes of one byte a number, then compare the nearest whole: less memory.",
+        show_default=False,
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="On a server: parts that a new index is cut into.", show_default=False),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="On a server: copies of each part of a new index.", show_default=False),
+]
+WriteConsistency = Annotated[
+    int | None,
+    typer.Option(
+        "--write-consistency",
+        min=1,
+        help="On a server: copies that must have a write before it counts.",
+        show_default=False,
+    ),
+]
+IndexName = Annotated[str, typer.Argument(help="Name of the index.", autocompletion=complete_index)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print one line of JSON a query, as soon as it is there.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option("--device", envvar="EPIC_SEARCH_DEVICE", help="auto = CUDA where there is one."),

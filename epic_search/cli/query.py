@@ -1,24 +1,40 @@
 """`epic-search query`: ask an index a question."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.completion import complete_encoder, complete_index
+from epic_search.cli.converse import Answer, answer_lines, converse
 from epic_search.cli.demonstrations import chosen_demos
-from epic_search.cli.explanation import print_taught
+from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.encoder.encoder import Device, Dtype
-    from epic_search.index.answer import Answer, Facets, Question
+    from epic_search.index.answer import Answer as Found
+    from epic_search.index.answer import Facets, Question
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 
+@on_server_too
 def query(
-    text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to search for. Default: ask on a terminal, or read one query a line from a pipe.",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option(
@@ -27,6 +43,7 @@ def query(
             envvar="EPIC_SEARCH_INDEX",
             help="Name of the index. Default: the only one, or the one updated last.",
             show_default=False,
+            autocompletion=complete_index,
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many documents to show.")] = 10,
@@ -87,28 +104,35 @@ def query(
             "-e",
             help="Where the encoder that made the index is now. Default: where it was.",
             show_default=False,
+            autocompletion=complete_encoder,
         ),
     ] = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
+    jsonl: options.JsonLines = False,
 ) -> None:
     """Find the documents that answer a query, best first.
 
     The index's own task and demonstrations are used, and what it was taught;
     --task, --demos, --no-demos and --boost say otherwise this once.
     """
-    from epic_search.index import home as default_home
     from epic_search.index.answer import Question
+    from epic_search.index.filter_parser import parse
+    from epic_search.index.searcher import SCORES
 
-    if not text.strip():
+    if text is not None and not text.strip():
         raise UserError("the query is empty; give some words to search for")
-    folder = home or default_home()
+    if json and text is None and not sys.stdin.isatty():
+        raise UserError("--json prints one value and stdin may hold many queries; use --jsonl")
     demos_mode, demonstrations = chosen_demos(demos, none=no_demos)
-    name = index or latest_index(folder)
+    name = index or latest_index(home)
+    manifest = made_by(name, home)
+    if filter is not None:
+        parse(filter, manifest.filter_types)  # a mistake is told before the encoder takes its seconds to load
     question = Question(
-        k=k,
         offset=offset,
         mode=mode,
         filter=filter,
@@ -122,59 +146,73 @@ def query(
         boost=boost,
         explain=explain,
     )
-    answer, facets = _answer(text, question, name=name, home=folder, encoder=encoder, device=device, dtype=dtype)
-    if answer.remark:
-        console.note(answer.remark)
-    if json:
-        counted = {
-            field: [{"value": value, "documents": count} for value, count in counts] for field, counts in facets.items()
-        }
-        asked = {"index": name, "offset": offset}
-        console.print_json(asked | answer.as_json() | ({"facets": counted} if facet else {}))
-        return
-    console.print_hits(answer.hits, query=text, offset=offset)
-    console.print_facets(facets)
-    if answer.taught is not None:
-        print_taught(answer.taught)
+    with _opened(manifest, question, home=home, encoder=encoder, device=device, dtype=dtype) as index_answers:
+
+        def ask(text: str, k: int) -> Answer:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"the query {text!r} is not UTF-8; type or save it in that encoding")
+            (found,), facets = index_answers([text], replace(question, k=k))
+            if found.remark is not None:
+                console.note(found.remark)
+            asked = {"index": name, "query": text, "mode": found.mode, "score": SCORES[found.mode], "offset": offset}
+            return Answer(asked, text, found.hits, offset, facets, found.taught)
+
+        if text is None:
+            if sys.stdin.isatty() and not jsonl:
+                converse(ask, k=k, json=json)
+            elif answer_lines(ask, k=k, jsonl=jsonl):
+                raise typer.Exit(console.EXIT_USER_ERROR)
+            return
+        answer = ask(text, k)
+    if jsonl:
+        console.print_jsonl(answer.json)
+    elif json:
+        console.print_json(answer.json)
+    else:
+        answer.print()
 
 
-def _answer(
-    text: str, question: "Question", *, name: str, home: Path, encoder: str | None, device: "Device", dtype: "Dtype"
-) -> "tuple[Answer, Facets]":
-    """From the server that has the index open, if one has, else from the index itself."""
+@contextmanager
+def _opened(
+    manifest: "Manifest",
+    question: "Question",
+    *,
+    home: "Home",
+    encoder: str | None,
+    device: "Device",
+    dtype: "Dtype",
+) -> "Iterator[Callable[[list[str], Question], tuple[list[Found], Facets]]]":
+    """What answers questions like this one: the server that has the index open, if one has, else the index itself."""
     from epic_search.index import Searcher
-    from epic_search.index.answer import ask
+    from epic_search.index.answer import ask, prompt_of
     from epic_search.serving.client import server_of
 
-    manifest = made_by(name, home)
-    server = server_of(home / name)
+    server = server_of(home / manifest.name) if isinstance(home, Path) else None
     if server is not None:
-        (answer,), facets = server.ask(name, [text], question)
-        return answer, facets
+        yield partial(server.ask, manifest.name)
+        return
     loaded = None
     if question.mode != "lexical":
         loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    with Searcher.open(name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
-        (answer,), facets = ask(searcher, [text], question)
-        return answer, facets
+    with Searcher.open(manifest.name, home=home, encoder=loaded, lexical_only=loaded is None) as searcher:
+        yield partial(ask, searcher, prompt=prompt_of(searcher, question))
 
 
-def latest_index(folder: Path) -> str:
-    """The only index in `folder`, or the one updated last (said on stderr); UserError when there is none."""
+def latest_index(home: "Home") -> str:
+    """The only index in `home`, or the one updated last (said on stderr); UserError when there is none."""
     from epic_search.index import list_indexes
 
-    found = [info for info in list_indexes(folder) if info.problem is None]
+    found = [info for info in list_indexes(home) if info.problem is None]
     if not found:
-        raise UserError(f"there is no index in {folder}; make one with: epic-search index CORPUS.jsonl")
+        raise UserError(f"there is no index in {home}; make one with: epic-search index CORPUS.jsonl")
     latest = max(found, key=lambda info: info.updated)
     if len(found) > 1:
         console.note(f"asking {latest.name!r}, of {len(found)} indexes the one updated last; choose with --index NAME")
     return latest.name
 
 
-def made_by(name: str, folder: Path) -> "Manifest":
+def made_by(name: str, home: "Home") -> "Manifest":
     """The manifest of an index, which names its encoder; raises UserError when there is no such index."""
-    from epic_search.index.folder import existing_index
-    from epic_search.index.manifest import Manifest
+    from epic_search.index.place import manifest_of
 
-    return Manifest.load(existing_index(name, folder))
+    return manifest_of(name, home)

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import on_server_too
 from epic_search.cli.index import load_encoder
 from epic_search.cli.query import latest_index, made_by
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 
+@on_server_too
 def serve(
     names: Annotated[
         list[str] | None,
@@ -47,12 +50,15 @@ def serve(
     max_requests: Annotated[
         int, typer.Option("--max-requests", min=1, max=1000, help="Requests answered or waiting; more are told 429.")
     ] = 64,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds until a request is told 504.")] = 60.0,
+    request_timeout: Annotated[
+        float, typer.Option("--request-timeout", min=0.1, help="Seconds until a request is told 504.")
+    ] = 60.0,
     log: Annotated[Literal["text", "json", "off"], typer.Option(help="What is written to stderr for a request.")] = (
         "text"
     ),
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -61,8 +67,6 @@ def serve(
     'epic-search query' asks the server by itself while it runs. Ctrl-C ends
     it, after what was asked is answered.
     """
-    from epic_search.index import home as default_home
-
     console.need_extra("serve", "fastapi", "uvicorn")
     from epic_search.serving.app import Service
     from epic_search.serving.gate import Gate
@@ -73,10 +77,9 @@ def serve(
     from epic_search.serving.server import serve as run
     from epic_search.serving.shelf import Shelf
 
-    folder = home or default_home()
-    chosen = list(dict.fromkeys(names or [latest_index(folder)]))
+    chosen = list(dict.fromkeys(names or [latest_index(home)]))
     for name in chosen:
-        made_by(name, folder)
+        made_by(name, home)
     check_token(token or None, host=host)
     if encoder is not None and len(chosen) > 1:
         raise UserError(f"--encoder is for one index, and {len(chosen)} are named; serve them one by one")
@@ -91,8 +94,8 @@ def serve(
     with bind(host, port) as bound:
         metrics = Metrics()
         service = Service(
-            Shelf(chosen, home=folder, load=load, metrics=metrics),
-            gate=Gate(places=max_requests, seconds=timeout),
+            Shelf(chosen, home=home, load=load, metrics=metrics),
+            gate=Gate(places=max_requests, seconds=request_timeout),
             access=Access(token or None, [host, *(allow_host or [])], allow_origin or []),
             metrics=metrics,
             log=log,

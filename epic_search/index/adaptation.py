@@ -52,14 +52,20 @@ class Adapted:
 
 
 def adapt(
-    queries: Sequence[str], *, encoder: "Encoder", prompt: "Prompt", task: str | None, taught: Taught, ways: "Ways"
+    queries: Sequence[str],
+    *,
+    encoder: "Encoder",
+    prompt: "Prompt",
+    task: str | None,
+    taught: Taught | None,
+    ways: "Ways",
 ) -> Adapted:
     """Queries under `prompt` ("fixed") or under its task with the nearest pairs or none, and moved by the boost.
 
     `task`: the index's own, which taught queries were encoded under. Raises UserError where `encode_queries` does.
     """
     base = prompt if ways.demos == "fixed" else encoder.prompt(task=prompt.task)
-    if not len(taught) or (ways.demos != "nearest" and not ways.boost):
+    if taught is None or not len(taught) or (ways.demos != "nearest" and not ways.boost):
         return Adapted(encoder.encode_queries(queries, prompt=base), [[] for _ in queries], 0.0)
     asked_QE = encoder.encode_queries(queries, prompt=encoder.prompt(task=task), whole=True)
     shown = ways.demos_k if ways.demos == "nearest" else 0

@@ -14,6 +14,7 @@ from epic_search.index.taught import label
 from epic_search.index.ways import Demos, Ways
 
 if TYPE_CHECKING:
+    from epic_search.encoder import Prompt
     from epic_search.index.adaptation import Use
 
 DEPTH = 100  # ranks that are looked at without what was taught
@@ -27,7 +28,8 @@ Facets = dict[str, list[tuple[str | int | bool, int]]]
 class Question:
     """How to search: see `Searcher.search`, `Searcher.facets` and `Ways`. None is as the index says.
 
-    `demonstrations` are shown instead of the index's own. `explain`: why hits are where they are.
+    `demonstrations` are shown instead of the index's own. `explain`: why hits are where they are. Raises UserError for
+    what a lexical search does not read.
     """
 
     k: int = 10
@@ -43,6 +45,11 @@ class Question:
     demos_k: int | None = None
     boost: float | None = None
     explain: bool = False
+
+    def __post_init__(self) -> None:
+        taught = (self.task, self.demonstrations, self.demos, self.demos_k, self.boost)
+        if self.mode == "lexical" and any(given is not None for given in taught):
+            raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use mode hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +121,23 @@ class Answer:
         return cls(said["query"], said["mode"], hits, taught, said.get("remark"))
 
 
-def ask(searcher: Searcher, queries: Sequence[str], question: Question) -> tuple[list[Answer], Facets]:
-    """The answer to each query, and the facets, which all of them share. Raises UserError where the searcher does."""
+def prompt_of(searcher: Searcher, question: Question) -> "Prompt | None":
+    """The prompt that a question asks for instead of the index's own, None for that one."""
+    if searcher.mode(question.mode) == "lexical":
+        return None
+    given = question.demonstrations
+    return new_prompt(searcher.manifest, encoder=searcher.encoder, task=question.task, demonstrations=given)
+
+
+def ask(
+    searcher: Searcher, queries: Sequence[str], question: Question, *, prompt: "Prompt | None" = None
+) -> tuple[list[Answer], Facets]:
+    """The answer to each query, and the facets, which all of them share. Raises UserError where the searcher does.
+
+    `prompt`: what `prompt_of` gave, where many questions are asked alike.
+    """
     mode = searcher.mode(question.mode)
-    prompt = None
-    if mode != "lexical":
-        given = question.demonstrations
-        prompt = new_prompt(searcher.manifest, encoder=searcher.encoder, task=question.task, demonstrations=given)
-    elif any(
-        given is not None
-        for given in (question.task, question.demonstrations, question.demos, question.demos_k, question.boost)
-    ):
-        raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use mode hybrid")
+    prompt = prompt or prompt_of(searcher, question)
     demos: Demos | None = "fixed" if question.demonstrations is not None else question.demos
     ways = Ways.of(searcher.manifest, demos=demos, demos_k=question.demos_k, boost=question.boost)
     search = partial(searcher.search, mode=mode, prompt=prompt, filter=question.filter, group_by=question.group_by)

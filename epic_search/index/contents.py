@@ -3,14 +3,16 @@
 The list is the truth. A chunk is stored in four steps, and a crash between any two loses nothing listed: note
 the new points as doomed; write and flush them; in one transaction list the new versions and doom the points
 of those they replace; delete the doomed. Opening deletes what a crash left doomed. After that the store holds
-exactly the listed points; one that does not is damaged.
+exactly the listed points; one that does not is damaged. Documents that were stored since there are checksums have one
+in the list.
 """
 
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,15 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from epic_search.errors import UserError
+from epic_search.index.checksum import MASK, checksum
 from epic_search.index.disk import disk_full, disk_usage, require_space
-from epic_search.index.fields import path
 from epic_search.index.lexical import Lexical
 from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point, Schema
+from epic_search.index.store.protocol import Point
 
 if TYPE_CHECKING:
-    from epic_search.index.filters import FieldType
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
     from epic_search.index.store.protocol import VectorStore
@@ -43,15 +44,22 @@ CREATE TABLE IF NOT EXISTS documents (
 CREATE TABLE IF NOT EXISTS doomed (
     id TEXT, version BLOB, passages INTEGER NOT NULL, PRIMARY KEY (id, version)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checksums (
+    id TEXT PRIMARY KEY, version BLOB NOT NULL, checksum INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TEMPORARY TABLE seen (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TEMPORARY TABLE found (id TEXT PRIMARY KEY, passages INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
 class Contents:
     """An open index. Raises UserError when its files are damaged or the disk is full."""
 
-    def __init__(self, folder: Path, manifest: "Manifest", *, lock: "Lock") -> None:
-        """Open what is in `folder`, or begin with nothing; puts right what a killed run left behind."""
+    def __init__(self, folder: Path, manifest: "Manifest", *, lock: "Lock", complete: bool = True) -> None:
+        """Open what is in `folder`, or begin with nothing; puts right what a killed run left behind.
+
+        With `complete=False` the store may hold more or less than is listed: to find out what, and to repair it.
+        """
         self.folder = folder
         with self._readable():
             self._list = sqlite3.connect(folder / LIST_FILE, isolation_level=None, check_same_thread=False)
@@ -67,7 +75,7 @@ class Contents:
             try:
                 self._delete_doomed()
                 stored = self.store.count()
-                if stored != self.passages:
+                if complete and stored != self.passages:
                     raise self._damaged(f"its store holds {stored:,} of {self.passages:,} passages")
             except BaseException:
                 self.store.close()
@@ -105,6 +113,12 @@ class Contents:
                 )
             )
 
+    def adopt(self, rows: Sequence[tuple[str, bytes, int]]) -> None:
+        """List documents (id, version, passages) whose points have been put into the store, and flushed."""
+        with self._transaction():
+            self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+            self.documents, self.passages = self._totals("FROM documents")
+
     def points_of(self, document_id: str) -> list[str]:
         """The ids of a stored document's points, in the order of its passages; none for a document not stored."""
         with self._readable():
@@ -134,7 +148,8 @@ class Contents:
             self._list.executemany("INSERT OR REPLACE INTO doomed VALUES (?, ?, ?)", rows)
         lexical = self.lexical
         sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
-        self.store.upsert([point for cut in chunk for point in _points(cut)], {"": vectors_PE}, sparse=sparse)
+        points = [point for cut in chunk for point in passage_points(cut)]
+        self.store.upsert(points, {"": vectors_PE}, sparse=sparse)
         self.store.flush()
         ids = [cut.document.id for cut in chunk]
         replaced = f"FROM documents WHERE id IN ({_marks(ids)})"
@@ -142,6 +157,8 @@ class Contents:
             old_documents, old_passages = self._totals(replaced, ids)
             self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {replaced}", ids)
             self._list.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", rows)
+            sums = _checksums(chunk, points, vectors_PE)
+            self._list.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?, ?)", sums)
             self._list.executemany("DELETE FROM doomed WHERE id = ? AND version = ?", [row[:2] for row in rows])
         self.documents += len(rows) - old_documents
         self.passages += len(vectors_PE) - old_passages
@@ -150,11 +167,55 @@ class Contents:
 
     def remove_unseen(self) -> int:
         """Remove the documents that this run did not see; returns how many those were."""
-        unseen = "FROM documents WHERE id NOT IN (SELECT id FROM seen)"
+        return self._remove("FROM documents WHERE id NOT IN (SELECT id FROM seen)")
+
+    def remove(self, document_ids: Sequence[str]) -> int:
+        """Remove these documents; returns how many of them there were."""
+        ids = list(document_ids)
+        parts = (ids[first : first + DOOMED_AT_ONCE] for first in range(0, len(ids), DOOMED_AT_ONCE))
+        return sum(self._remove(f"FROM documents WHERE id IN ({_marks(part)})", part) for part in parts)
+
+    def listed(self, document_ids: Collection[str]) -> dict[str, tuple[bytes, int]]:
+        """Version and number of passages of each of these documents that is listed."""
+        with self._readable():
+            rows = self._list.execute(
+                f"SELECT id, version, passages FROM documents WHERE id IN ({_marks(document_ids)})", [*document_ids]
+            )
+            return {id: (version, passages) for id, version, passages in rows}
+
+    def note_found(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """Note how many more passages of each document the store was found to hold, and the sum of their checksums."""
         with self._transaction():
-            documents, passages = self._totals(unseen)
-            self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {unseen}")
-            self._list.execute(f"DELETE {unseen}")
+            self._list.executemany(
+                "INSERT INTO found VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                f"passages = passages + excluded.passages, checksum = (checksum + excluded.checksum) & {MASK}",
+                [(id, passages, checksum & MASK) for id, (passages, checksum) in found.items()],
+            )
+
+    def differences(self) -> tuple[list[str], list[str], int]:
+        """What `note_found` was told, against the list.
+
+        Returns the documents that lack passages, those whose checksum differs, and how many have none, because an
+        older epic-search stored them.
+        """
+        compared = (
+            "FROM documents AS d LEFT JOIN found AS f ON f.id = d.id "
+            "LEFT JOIN checksums AS c ON c.id = d.id AND c.version = d.version WHERE"
+        )
+        with self._readable():
+            lacking = self._list.execute(f"SELECT d.id {compared} f.passages IS NOT d.passages").fetchall()
+            changed = self._list.execute(
+                f"SELECT d.id {compared} f.passages = d.passages AND f.checksum != c.checksum"
+            ).fetchall()
+            (without,) = self._list.execute(f"SELECT COUNT(*) {compared} c.checksum IS NULL").fetchone()
+        return [id for (id,) in lacking], [id for (id,) in changed], without
+
+    def _remove(self, which: str, values: Sequence[str] = ()) -> int:
+        with self._transaction():
+            documents, passages = self._totals(which, values)
+            self._list.execute(f"INSERT OR REPLACE INTO doomed SELECT * {which}", values)
+            self._list.execute(f"DELETE {which}", values)
+            self._list.execute("DELETE FROM checksums WHERE id NOT IN (SELECT id FROM documents)")
         self.documents -= documents
         self.passages -= passages
         self._delete_doomed()
@@ -174,7 +235,7 @@ class Contents:
             shutil.rmtree(path, ignore_errors=True)
             require_space(self.folder, 0)
         try:
-            return EdgeStore(path, schema=_schema(manifest), create=is_new, keep_open=[lock.fd])
+            return EdgeStore(path, schema=manifest.store_schema(), create=is_new, keep_open=[lock.fd])
         except StoreDamaged as error:
             raise self._damaged(str(error)) from error
 
@@ -220,18 +281,13 @@ class Contents:
     def _damaged(self, what: str) -> UserError:
         name = self.folder.name
         return UserError(
-            f"index '{name}' is damaged ({what}); delete it with 'epic-search indexes delete {name}' and index again"
+            f"index '{name}' is damaged ({what}); put it right with 'epic-search indexes repair {name}', or delete it "
+            f"with 'epic-search indexes delete {name}' and index again"
         )
 
 
-def _schema(manifest: "Manifest") -> Schema:
-    fields: dict[str, FieldType] = {path(name): field.type for name, field in manifest.types.items()}
-    if manifest.lexical is not None:
-        fields |= {"id": "keyword", "passage": "int"}
-    return Schema({"": manifest.dim}, lexical=manifest.lexical is not None, fields=fields)
-
-
-def _points(cut: CutDocument) -> Iterable[Point]:
+def passage_points(cut: CutDocument) -> Iterable[Point]:
+    """The points of a document's passages."""
     document = cut.document
     for number, text in enumerate(cut.passages):
         payload = {
@@ -244,5 +300,15 @@ def _points(cut: CutDocument) -> Iterable[Point]:
         yield Point(point_id(document.id, cut.version, number), payload)
 
 
-def _marks(values: Sequence[str]) -> str:
+def _checksums(
+    chunk: Sequence[CutDocument], points: Sequence[Point], vectors_PE: np.ndarray
+) -> Iterator[tuple[str, bytes, int]]:
+    """(id, version, checksum) of each document."""
+    passages = zip(points, vectors_PE, strict=True)
+    for cut in chunk:
+        total = sum(checksum(point, vector_E) for point, vector_E in islice(passages, len(cut.passages)))
+        yield cut.document.id, cut.version, total & MASK
+
+
+def _marks(values: Collection[str]) -> str:
     return ",".join("?" * len(values))

@@ -8,7 +8,7 @@ from epic_search.index.filters import Filter
 from epic_search.index.store.protocol import Match, StoreQuery
 
 if TYPE_CHECKING:
-    from epic_search.index.contents import Contents
+    from epic_search.index.place import IndexContents
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Explanation:
 
 
 def explain(
-    contents: "Contents",
+    contents: "IndexContents",
     texts: Sequence[str],
     queries: Sequence[StoreQuery],
     found: Sequence[Sequence[Match]],
@@ -51,12 +51,12 @@ def explain(
     return explanations
 
 
-def _places(contents: "Contents", query: StoreQuery, depth: int, filter: Filter | None) -> dict[str, Place]:
+def _places(contents: "IndexContents", query: StoreQuery, depth: int, filter: Filter | None) -> dict[str, Place]:
     [matches] = contents.store.search([query], limit=depth, filter=filter, fields=("id",))
     return {match.id: Place(rank, match.score) for rank, match in enumerate(matches, 1)}
 
 
-def _words(contents: "Contents", query: str, match: Match) -> list[str]:
+def _words(contents: "IndexContents", query: str, match: Match) -> list[str]:
     if contents.lexical is None:
         return []
     return contents.lexical.matched(query, f"{match.payload.get('title', '')}\n{match.payload.get('text', '')}")

@@ -1,7 +1,11 @@
 """Typed fields of documents: declared by the user or inferred from documents, for filters and facets."""
 
+import hashlib
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -9,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from epic_search.errors import UserError
 from epic_search.index.document import Document
-from epic_search.index.filters import FieldType
+from epic_search.index.filters import FieldType, Value
 
 TYPES: tuple[FieldType, ...] = get_args(FieldType)
 DOCUMENT_ID = "id"  # in a filter: the document's id
@@ -57,10 +61,31 @@ def inferred(documents: Iterable[Document]) -> dict[str, FieldType]:
 
 def misfit(document: Document, name: str, kind: FieldType) -> str | None:
     """The first value of a field that is not of its type, in words; None when all are."""
-    value: Any = document.payload
+    value = value_of(document.payload, name)
+    return next((_short(one) for one in _each(value) if not fits(one, kind)), None)
+
+
+def value_of(payload: Mapping[str, Any], name: str) -> Any:
+    """A document's value of a field, which may be a path of keys; None where there is none."""
+    value: Any = payload
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None
-    return next((_short(one) for one in _each(value) if not fits(one, kind)), None)
+    return value
+
+
+def read_texts(document: Document, types: Mapping[str, FieldType]) -> Document:
+    """The document with texts in its number and bool fields read as such: tables such as CSV have only texts.
+
+    An empty text is no value. One that cannot be read stays, see misfit.
+    """
+    payload = document.payload
+    for name, kind in types.items():
+        if kind in ("int", "float", "bool"):
+            payload = _with_value(payload, name.split("."), kind)
+    if payload == document.payload:
+        return document
+    content = json.dumps(payload, sort_keys=True).encode()
+    return replace(document, payload=payload, digest=hashlib.sha256(document.digest + content).digest())
 
 
 def fits(value: Any, kind: FieldType) -> bool:
@@ -76,6 +101,25 @@ def fits(value: Any, kind: FieldType) -> bool:
             return isinstance(value, bool)
         case "datetime":
             return isinstance(value, str) and instant(value) is not None
+
+
+def typed(text: str, kind: FieldType) -> Value | None:
+    """The value of a type that a text stands for, in a filter or in a table; None when it stands for none."""
+    match kind:
+        case "keyword":
+            return text
+        case "int":
+            return int(text) if re.fullmatch(r"-?\d{1,16}", text, re.ASCII) and abs(int(text)) <= MAX_INT else None
+        case "float":
+            try:
+                number = float(text)
+            except ValueError:
+                return None
+            return number if math.isfinite(number) else None
+        case "bool":
+            return {"true": True, "false": False}.get(text.lower())
+        case "datetime":
+            return instant(text)
 
 
 def instant(text: str) -> datetime | None:
@@ -100,6 +144,26 @@ def path(name: str) -> str:
 def known(fields: Mapping[str, FieldType]) -> str:
     """The fields with their types, for an error message."""
     return ", ".join(f"{name} ({kind})" for name, kind in sorted(fields.items()))
+
+
+def _with_value(payload: dict[str, Any], keys: Sequence[str], kind: FieldType) -> dict[str, Any]:
+    """The payload with the texts at a path read; the same one where there are none."""
+    key, *inner = keys
+    value = payload.get(key)
+    if inner:
+        new = _with_value(value, inner, kind) if isinstance(value, dict) else value
+    elif isinstance(value, list):
+        new = [_read(one, kind) for one in value]
+    else:
+        new = _read(value, kind)
+    return payload if new is value else payload | {key: new}
+
+
+def _read(value: Any, kind: FieldType) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = typed(value.strip(), kind)
+    return found if found is not None else value if value.strip() else None
 
 
 def _type_of(values: Sequence[Any]) -> FieldType | None:

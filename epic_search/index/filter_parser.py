@@ -13,13 +13,12 @@ or a moment (2024-05-17T09:30:00, UTC unless it ends in +02:00). Of a field that
 one value fulfils it. `x != 1` is `not x = 1`, true also of documents without x.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from epic_search.errors import UserError
-from epic_search.index.fields import MAX_INT, instant, known
+from epic_search.index.fields import MAX_INT, known, typed
 from epic_search.index.filters import (
     RESERVED,
     WORD,
@@ -144,7 +143,7 @@ class _Parser:
         token = self._token
         if token.kind not in ("word", "quoted"):
             raise self._error(f"expected a value here ('{field}' is of type {kind})")
-        value = _typed(token.text, kind)
+        value = typed(token.text, kind)
         if value is None:
             raise self._error(f"'{token.text}' does not fit '{field}', which is of type {kind}: write {VALUES[kind]}")
         self._next()
@@ -180,22 +179,3 @@ class _Parser:
 
     def _error(self, message: str) -> UserError:
         return UserError(f"filter: {message}", pointer=(self._text, self._token.start))
-
-
-def _typed(text: str, kind: FieldType) -> Value | None:
-    """A value as its field's type; None when it is none."""
-    match kind:
-        case "keyword":
-            return text
-        case "int":
-            return int(text) if re.fullmatch(r"-?\d{1,16}", text, re.ASCII) and abs(int(text)) <= MAX_INT else None
-        case "float":
-            try:
-                number = float(text)
-            except ValueError:
-                return None
-            return number if math.isfinite(number) else None
-        case "bool":
-            return {"true": True, "false": False}.get(text.lower())
-        case "datetime":
-            return instant(text)

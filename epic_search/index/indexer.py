@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -10,21 +11,21 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
 from epic_search.index.corpus import Corpus
 from epic_search.index.document import Document, Problem
-from epic_search.index.fields import Field, inferred, misfit
+from epic_search.index.fields import Field, inferred, misfit, read_texts
 from epic_search.index.filters import FieldType
-from epic_search.index.folder import make_folder, target_folder
+from epic_search.index.folder import Home
 from epic_search.index.lexical import average_length
-from epic_search.index.lock import Lock
-from epic_search.index.manifest import MANIFEST_FILE, Manifest, StoredLexical
+from epic_search.index.manifest import Manifest, StoredLexical
 from epic_search.index.passages import CutDocument, cut, version
-from epic_search.index.prompts import PREFIX_FILE, new_prompt, store_prompt
+from epic_search.index.place import IndexContents, Place, target_place
+from epic_search.index.prompts import new_prompt
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
+    from epic_search.index.store.server import Layout
 
 CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
@@ -80,11 +81,14 @@ def index_corpus(
     *,
     name: str,
     encoder: "Encoder",
-    home: Path | None = None,
+    home: Home | None = None,
     task: str | None = None,
     demonstrations: "Sequence[Demonstration] | None" = None,
     fields: Mapping[str, FieldType] | None = None,
     prune: bool = False,
+    quantize: Literal["int8"] | None = None,
+    rebuild: bool = False,
+    layout: "Layout | None" = None,
     progress: Progress | None = None,
 ) -> IndexReport:
     """Index a corpus, or the one in a file or folder, under a name, into `home` (None: EPIC_SEARCH_HOME or `indexes`).
@@ -93,45 +97,57 @@ def index_corpus(
     those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
     given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
     for filters; those of a new index that are not declared are inferred from its first documents. A document that does
-    not fit a declared type is skipped. Raises UserError for what a user can put
-    right; nothing stored is lost by that.
+    not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number.
+    On a server, `rebuild` makes the index anew beside the old one, whose task and demonstrations it keeps and whose
+    name it takes when it is complete, and `layout` says how the server keeps a new one. Raises UserError for what a
+    user can put right; nothing stored is lost by that.
     """
-    folder = target_folder(name, home)
-    manifest = _manifest(folder, encoder)
-    with corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus:
+    with (
+        closing(target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)) as place,
+        corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus,
+    ):
+        manifest = _manifest(place, encoder)
         corpus.require_some()
         groups = _groups(iter(corpus))
         sample = next(groups)
         prompt = new_prompt(manifest, encoder=encoder, task=task, demonstrations=demonstrations)
         # Nothing is made before here, so that a mistyped command leaves nothing behind.
-        make_folder(folder)
-        with Lock(folder) as lock:
-            is_new = not (folder / MANIFEST_FILE).exists()
-            manifest = _manifest(folder, encoder)
+        with place.lock() as lock:
+            is_new = place.manifest() is None
+            manifest = _manifest(place, encoder)
             types = _learn(manifest, sample, encoder) if is_new else {}
+            if is_new:
+                manifest.quantize = quantize
+            elif quantize != manifest.quantize and quantize is not None:
+                raise UserError(
+                    f"index '{name}' was made without --quantize {quantize}, which only a new index takes; "
+                    "index under another name, or delete it first"
+                )
             manifest.types |= {name: Field(type=kind) for name, kind in (fields or {}).items()}
             was_complete = manifest.status == "complete"
             if prompt is not None:
-                store_prompt(folder, manifest, prompt)
-                encoder.save_prefix(prompt, folder / PREFIX_FILE)
+                place.keep_prompt(manifest, prompt, encoder=encoder)
             manifest.status, manifest.source = "indexing", corpus.origin
-            manifest.save(folder)
-            with Contents(folder, manifest, lock=lock) as contents:
-                run = _Run(corpus, encoder, contents, manifest, folder, progress)
+            place.save(manifest)
+            with place.contents(manifest, lock) as contents:
+                run = _Run(corpus, encoder, contents, manifest, place, progress)
                 run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
                 return run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
 
 
-def _manifest(folder: Path, encoder: "Encoder") -> Manifest:
-    if not (folder / MANIFEST_FILE).exists():
+def _manifest(place: Place, encoder: "Encoder") -> Manifest:
+    manifest = place.manifest()
+    if manifest is None:
+        old = place.predecessor()
         return Manifest(
-            name=folder.name,
+            name=place.name,
             encoder=encoder.reference,
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             cut_to=encoder.config.dim,
+            task=old.task if old is not None else None,
+            demonstrations=old.demonstrations if old is not None else [],
         )
-    manifest = Manifest.load(folder)
     manifest.require_encoder(encoder)
     return manifest
 
@@ -152,16 +168,16 @@ class _Run:
         self,
         corpus: Corpus,
         encoder: "Encoder",
-        contents: Contents,
+        contents: IndexContents,
         manifest: Manifest,
-        folder: Path,
+        place: Place,
         progress: Progress | None,
     ) -> None:
         self.corpus = corpus
         self.encoder = encoder
         self.contents = contents
         self.manifest = manifest
-        self.folder = folder
+        self.place = place
         self.progress = progress or (lambda _: None)
         self.fields: set[str] = set()
         self.report = IndexReport(name=manifest.name)
@@ -216,7 +232,10 @@ class _Run:
         # Of two documents with one id the first wins: a stream does not know what is to come, and a second
         # run on the same file chooses the same one and encodes nothing.
         fresh = []
-        for document in filter(self._fits, group):
+        declared: dict[str, FieldType] = {
+            name: typed.type for name, typed in self.manifest.types.items() if not typed.inferred
+        }
+        for document in filter(self._fits, (read_texts(document, declared) for document in group)):
             self.fields.update(document.payload)
             if self.contents.first_sight(document.id):
                 fresh.append(document)
@@ -273,7 +292,7 @@ class _Run:
 
     def _save_manifest(self) -> None:
         self.manifest.documents, self.manifest.passages = self.contents.documents, self.contents.passages
-        self.manifest.save(self.folder)
+        self.place.save(self.manifest)
 
     def _tell(
         self,

@@ -12,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.disk import disk_full
+from epic_search.index.fields import DOCUMENT_ID
 from epic_search.index.fields import Field as DocumentField
+from epic_search.index.fields import path as field_path
+from epic_search.index.filters import FieldType
+from epic_search.index.store.protocol import Schema
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
@@ -73,6 +77,7 @@ class Manifest(BaseModel):
     fields: list[str] = []
     types: dict[str, DocumentField] = {}
     lexical: StoredLexical | None = None
+    quantize: Literal["int8"] | None = None
     source: str = ""
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
@@ -85,20 +90,38 @@ class Manifest(BaseModel):
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}; delete the index and index again") from error
-        version = content.get("format") if isinstance(content, dict) else None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: object, where: str) -> "Manifest":
+        """The manifest in a JSON value that was found `where`; raises UserError as `load` does."""
+        given: dict[str, object] = content if isinstance(content, dict) else {}
+        version = given.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise UserError(
-                f"{path} has format {version}, written by epic-search {content.get('epic_search')}; this is "
+                f"{where} has format {version}, written by epic-search {given.get('epic_search')}; this is "
                 f"{__version__} and reads up to format {FORMAT}: upgrade it, or index under another name"
             )
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            part = ".".join(str(part) for part in first["loc"]) or "the top"
             raise UserError(
-                f"{path} is damaged at {where}: {first['msg']}; delete the index and index again"
+                f"{where} is damaged at {part}: {first['msg']}; delete the index and index again"
             ) from error
+
+    @property
+    def filter_types(self) -> dict[str, FieldType]:
+        """The types of the fields that filters know, the document's id among them."""
+        return {DOCUMENT_ID: "keyword", **{name: field.type for name, field in self.types.items()}}
+
+    def store_schema(self) -> Schema:
+        """What its store's points are made of."""
+        fields: dict[str, FieldType] = {field_path(name): field.type for name, field in self.types.items()}
+        if self.lexical is not None:
+            fields |= {"id": "keyword", "passage": "int"}
+        return Schema({"": self.dim}, lexical=self.lexical is not None, fields=fields, quantize=self.quantize)
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""

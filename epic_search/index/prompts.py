@@ -33,12 +33,18 @@ def new_prompt(
     )
 
 
-def store_prompt(folder: Path, manifest: Manifest, prompt: Prompt) -> None:
-    """Write the prompt's vectors, and its texts into `manifest`, which the caller saves."""
+def store_prompt(folder: Path, manifest: Manifest, prompt: Prompt, *, encoder: "Encoder") -> None:
+    """Write the prompt's vectors and its prefix, and its texts into `manifest`, which the caller saves."""
     # A crash between this file and the manifest leaves them different; load_prompt sees that.
     temporary = folder / f"{PROMPT_FILE}.tmp"
     prompt.save(temporary)
     temporary.replace(folder / PROMPT_FILE)
+    encoder.save_prefix(prompt, folder / PREFIX_FILE)
+    note_prompt(manifest, prompt)
+
+
+def note_prompt(manifest: Manifest, prompt: Prompt) -> None:
+    """Put the prompt's texts into the manifest."""
     manifest.task = prompt.task
     manifest.demonstrations = [
         StoredDemonstration(query=pair.query, passage=pair.passage) for pair in prompt.demonstrations
@@ -54,6 +60,11 @@ def load_prompt(folder: Path, manifest: Manifest, *, encoder: "Encoder") -> Prom
         if (prompt.task, list(prompt.demonstrations), prompt.encoder) == mine:
             encoder.restore_prefix(prompt, folder / PREFIX_FILE)
             return prompt
+    return encode_prompt(manifest, encoder=encoder)
+
+
+def encode_prompt(manifest: Manifest, *, encoder: "Encoder") -> Prompt:
+    """The prompt that the manifest names, encoded anew."""
     return encoder.prompt(task=manifest.task, demonstrations=_texts(manifest))
 
 

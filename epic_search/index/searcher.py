@@ -2,23 +2,22 @@
 
 import json
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from epic_search.errors import UserError
 from epic_search.index.adaptation import Adapted, adapt
-from epic_search.index.contents import Contents
 from epic_search.index.explanation import Explanation, explain
-from epic_search.index.fields import DOCUMENT_ID, known, path
+from epic_search.index.fields import DOCUMENT_ID, known, path, value_of
 from epic_search.index.filter_parser import parse
 from epic_search.index.filters import And, Compare, FieldType, Filter, renamed
-from epic_search.index.folder import existing_index
+from epic_search.index.folder import Home
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
-from epic_search.index.prompts import load_prompt
+from epic_search.index.passages import point_id
+from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
 from epic_search.index.store.protocol import FACET_TYPES, Fusion, Match, Sparse, StoreQuery, first_bad_vector
 from epic_search.index.taught import Lesson, Neighbour, Taught, TaughtPair
@@ -70,47 +69,52 @@ class Searcher:
         manifest: Manifest,
         encoder: "Encoder | None",
         prompt: "Prompt | None",
-        contents: Contents,
+        contents: IndexContents,
         taught: Taught | None,
-        lock: Lock,
+        lock: Lock | None,
+        opened: ExitStack,
     ) -> None:
         self.manifest = manifest
         self._encoder = encoder
         self._prompt = prompt
         self._contents = contents
+        self._store = contents.store
         self._taught_pairs = taught
         self._lock = lock
+        self._opened = opened
 
     @classmethod
     def open(
-        cls, name: str, *, home: Path | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
+        cls, name: str, *, home: Home | None = None, encoder: "Encoder | None" = None, lexical_only: bool = False
     ) -> "Searcher":
         """Open an index; loads the encoder that its manifest names unless one is given, or none if `lexical_only`.
 
         Raises UserError when there is no such index, when another encoder made it, when another process has
         it open, and when its files are damaged.
         """
-        folder = existing_index(name, home)
-        manifest = Manifest.load(folder)
-        if encoder is None and not lexical_only:
-            from epic_search.encoder import Encoder
+        with ExitStack() as opening:
+            place = opening.enter_context(closing(place_of(name, home)))
+            manifest = stored_manifest(place)
+            if encoder is None and not lexical_only:
+                from epic_search.encoder import Encoder
 
-            encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
-        if encoder is not None:
-            manifest.require_encoder(encoder)
-        # The lock comes after the slow part, so that it is held for a short time only.
-        with ExitStack() as opened:
-            lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
-            manifest = Manifest.load(folder)
+                encoder = Encoder.load(manifest.encoder, dim=manifest.cut_to)
+            if encoder is not None:
+                manifest.require_encoder(encoder)
+            # The lock comes after the slow part, so that it is held for a short time only.
+            lock = opening.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
+            manifest = stored_manifest(place)
             prompt = taught = None
             if encoder is not None:
                 manifest.require_encoder(encoder)
-                prompt = load_prompt(folder, manifest, encoder=encoder)
-            contents = opened.enter_context(Contents(folder, manifest, lock=lock))
+                prompt = place.prompt(manifest, encoder=encoder)
+            contents = opening.enter_context(place.contents(manifest, lock))
             if encoder is not None:
-                taught = Taught(folder, manifest, encoder=encoder, contents=contents, lock=lock)
-            opened.pop_all()
-        return cls(manifest, encoder, prompt, contents, taught, lock)
+                taught = place.taught(manifest, encoder=encoder, contents=contents, lock=lock)
+            if taught is not None:
+                opening.enter_context(closing(taught))
+            opened = opening.pop_all()
+        return cls(manifest, encoder, prompt, contents, taught, lock, opened)
 
     @property
     def encoder(self) -> "Encoder":
@@ -127,7 +131,7 @@ class Searcher:
     @property
     def fields(self) -> dict[str, FieldType]:
         """The types of the fields that filters know."""
-        return {DOCUMENT_ID: "keyword", **{name: field.type for name, field in self.manifest.types.items()}}
+        return self.manifest.filter_types
 
     def search(
         self,
@@ -160,12 +164,12 @@ class Searcher:
             raise UserError(f"the offset is {offset}; it must be 0 (the first page) or more")
         _require_words(queries)
         wanted = self._stored_filter(filter)
-        group = self._require_field(group_by, "grouped by") if group_by != DOCUMENT else DOCUMENT_ID
+        group = self._require_field(group_by, "hits cannot be grouped by") if group_by != DOCUMENT else DOCUMENT_ID
         if not queries:
             return []
         asked = self._store_queries(queries, mode=self.mode(mode), prompt=prompt, ways=ways)
         found = rank(
-            self._contents.store,
+            self._store,
             asked,
             need=offset + k,
             passages=self._contents.passages,
@@ -211,7 +215,7 @@ class Searcher:
         Raises UserError for a field that the index does not have, and for one of floats or dates.
         """
         for field in fields:
-            self._require_field(field, "counted")
+            self._require_field(field, "documents cannot be counted by")
             if self.fields[field] not in FACET_TYPES:
                 raise UserError(
                     f"'{field}' is of type {self.fields[field]}; only keyword, int and bool fields are counted by value"
@@ -230,7 +234,7 @@ class Searcher:
             encoder=self.encoder,
             prompt=prompt if prompt is not None else self.prompt,
             task=self.manifest.task,
-            taught=self._pairs,
+            taught=self._taught_pairs,
             ways=ways or self.ways,
         )
         bad = first_bad_vector(adapted.vectors_QE)
@@ -290,33 +294,36 @@ class Searcher:
 
     def document(self, document_id: str) -> Document | None:
         """A stored document with all its passages; None where there is none of this id."""
-        points = self._contents.points_of(document_id)
-        found = [self._contents.store.scroll(start=id, limit=1).points[0].point.payload for id in points]
-        if not found:
+        version = self._contents.versions([document_id]).get(document_id)
+        if version is None:
             return None
+        found: list[dict[str, Any]] = []
+        while True:
+            id = point_id(document_id, version, len(found))
+            points = self._contents.store.scroll(start=id, limit=1).points
+            if not points or points[0].point.id != id:
+                break
+            found.append(points[0].point.payload)
         return Document(document_id, found[0]["title"], [payload["text"] for payload in found], found[0]["payload"])
 
     def through(self, other: Callable[["VectorStore"], "VectorStore"]) -> None:
-        """Ask the store through another with its face, such as one that joins the searches of many threads."""
-        self._contents.store = other(self._contents.store)
+        """Search the store through another with its face, which is closed before it."""
+        self._store = other(self._store)
+        self._opened.callback(self._store.close)
 
     def announce(self, url: str) -> None:
-        """Say to other processes where this one answers for the index."""
-        self._lock.announce(url)
+        """Say to other processes where this one answers for the index, which they cannot open meanwhile."""
+        if self._lock is not None:
+            self._lock.announce(url)
 
     @property
     def is_in_place(self) -> bool:
         """Whether the index is still there: not deleted since, nor made again."""
-        return self._lock.is_in_place
+        return self._lock is None or self._lock.is_in_place
 
     def close(self) -> None:
         """Close the index."""
-        try:
-            if self._taught_pairs is not None:
-                self._taught_pairs.close()
-        finally:
-            self._contents.close()
-            self._lock.close()
+        self._opened.close()
 
     def __enter__(self) -> "Searcher":
         return self
@@ -328,7 +335,11 @@ class Searcher:
 
     @property
     def _pairs(self) -> Taught:
-        assert self._taught_pairs is not None, self.manifest.name
+        if self._taught_pairs is None:
+            raise UserError(
+                f"index '{self.manifest.name}' is on a server, where nothing can be taught; bring it into a folder "
+                f"with 'epic-search indexes pull {self.manifest.name}' and teach it there"
+            )
         return self._taught_pairs
 
     def _store_queries(
@@ -359,7 +370,7 @@ class Searcher:
     def _require_field(self, field: str, what: str) -> str:
         if field not in self.fields:
             raise UserError(
-                f"hits cannot be {what} '{field}': fields of index '{self.manifest.name}' are {known(self.fields)}; "
+                f"{what} '{field}': fields of index '{self.manifest.name}' are {known(self.fields)}; "
                 "index again with --field NAME:TYPE to add one"
             )
         return field
@@ -375,9 +386,7 @@ def _value(match: Match, field: str) -> Hashable:
     """What matches are grouped by: the document's id, or its value of a field, or itself where it has none."""
     if field == DOCUMENT_ID:
         return str(match.payload["id"])
-    value: Any = match.payload.get("payload", {})
-    for key in field.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = value_of(match.payload.get("payload", {}), field)
     return ("id", match.payload["id"]) if value in (None, []) else ("value", json.dumps(value))
 
 

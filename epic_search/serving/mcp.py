@@ -18,10 +18,11 @@ from pydantic import Field
 from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index import Searcher
-from epic_search.index.folder import existing_index
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
+from epic_search.index.place import manifest_of
 from epic_search.serving import answers
-from epic_search.serving.client import server_of
+from epic_search.serving.client import Client, server_of
 from epic_search.serving.problems import ApiError
 from epic_search.serving.schemas import DocumentAnswer, SearchAnswer, SearchRequest
 
@@ -36,7 +37,7 @@ MOST = 100  # documents of one answer: more than a model reads
 class Tools:
     """The indexes that a client may ask. `load` gives the encoder that a manifest names, which is then kept."""
 
-    def __init__(self, names: Sequence[str], *, home: Path, load: Callable[[Manifest], "Encoder"]) -> None:
+    def __init__(self, names: Sequence[str], *, home: Home, load: Callable[[Manifest], "Encoder"]) -> None:
         self.names = list(names)
         self._home = home
         self._load = load
@@ -46,7 +47,7 @@ class Tools:
     def search(self, asked: SearchRequest) -> SearchAnswer:
         """The server's answer where there is one, else our own; raises UserError for what the client can put right."""
         name = self._known(asked.index)
-        server = server_of(existing_index(name, self._home))
+        server = self._server(name)
         if server is not None:
             return SearchAnswer.model_validate(server.search(asked.model_dump(exclude_none=True) | {"index": name}))
         return answers.search(self, asked)
@@ -54,7 +55,7 @@ class Tools:
     def get(self, index: str, document_id: str) -> DocumentAnswer:
         """A document, from the server where there is one; raises UserError for one that is not there."""
         name = self._known(index)
-        server = server_of(existing_index(name, self._home))
+        server = self._server(name)
         if server is not None:
             return DocumentAnswer.model_validate(server.document(name, document_id))
         return answers.document(self, name, document_id)
@@ -64,11 +65,14 @@ class Tools:
         """An open index, for as long as one call takes."""
         known = self._known(name)
         with self._one_at_a_time:
-            manifest = Manifest.load(existing_index(known, self._home))
+            manifest = manifest_of(known, self._home)
             if manifest.fingerprint not in self._encoders:
                 self._encoders[manifest.fingerprint] = self._load(manifest)
             with Searcher.open(known, home=self._home, encoder=self._encoders[manifest.fingerprint]) as searcher:
                 yield searcher
+
+    def _server(self, name: str) -> Client | None:
+        return server_of(self._home / name) if isinstance(self._home, Path) else None
 
     def _known(self, name: str | None) -> str:
         if name is not None and name not in self.names:

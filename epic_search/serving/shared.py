@@ -167,9 +167,8 @@ class SharedStore:
         return self._batcher([(query, filter) for query in queries], key=key)
 
     def close(self) -> None:
-        """See VectorStore."""
+        """End the worker; whoever opened the store closes it."""
         self._batcher.close()
-        self._store.close()
 
     def _search(self, key: Hashable, asked: list[tuple[StoreQuery, "Filter | None"]]) -> list[list[Match]]:
         assert isinstance(key, _Asked), key

@@ -4,13 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from epic_search.errors import Unavailable, UserError
 from epic_search.index import Searcher
-from epic_search.index.folder import existing_index
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
+from epic_search.index.place import manifest_of
 from epic_search.serving.problems import RETRY, ApiError
 from epic_search.serving.shared import SharedEncoder, SharedStore
 
@@ -74,7 +74,7 @@ class Served:
 class Shelf:
     """The indexes by name. `load` gives the encoder that a manifest names. Close it."""
 
-    def __init__(self, names: Sequence[str], *, home: Path, load: Load, metrics: "Metrics") -> None:
+    def __init__(self, names: Sequence[str], *, home: Home, load: Load, metrics: "Metrics") -> None:
         """Open all; raises UserError for one that cannot be opened."""
         self._home = home
         self._load = load
@@ -139,7 +139,7 @@ class Shelf:
 
     def _open(self, name: str) -> Searcher:
         try:
-            manifest = Manifest.load(existing_index(name, self._home))
+            manifest = manifest_of(name, self._home)
         except UserError as error:
             if self._url is None:
                 raise  # the server is only starting

@@ -39,6 +39,8 @@ def test_help_takes_less_than_half_a_second() -> None:
         ["--version"],
         ["indexes", "list"],
         ["models", "list"],
+        ["config", "show"],
+        ["doctor", "--help"],
     ],
     ids=" ".join,
 )
@@ -61,7 +63,14 @@ def test_no_heavy_import(arguments: list[str], tmp_path: Path) -> None:
         "train",
         "demo",
         "indexes list",
+        "indexes show",
+        "indexes verify",
+        "indexes repair",
+        "indexes export",
         "indexes delete",
+        "config show",
+        "config path",
+        "doctor",
         "models list",
         "models show",
         "models path",
@@ -72,8 +81,6 @@ def test_every_verb_has_help(verb: str) -> None:
     assert f"Usage: epic-search {verb}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["query"], ["index", "x.jsonl", "--prun"], ["query", "x", "-k", "0"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["index", "x.jsonl", "--prun"], ["query", "x", "-k", "0"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert subprocess.run([*COMMAND, *arguments], capture_output=True).returncode == 2

@@ -37,6 +37,8 @@ def test_a_folder_and_a_table_in_one_index(run: Run, tmp_path: Path, tiny_encode
     assert "2 documents" in result.stdout
     assert result.stderr.splitlines() == [
         "more.csv: the id is a hash of the content (no --id-field), text from 'content', title from 'name'",
+        "fields for filters, inferred from the first documents: path (keyword), modified (datetime); "
+        "change one with --field NAME:TYPE",
         "skipped 1 rows or files: 1 binary file",
         "- notes/b.txt: binary file",
     ]

@@ -29,4 +29,4 @@ def stored(home: Path, encoder: StandIn, name: str = "test") -> dict[tuple[str, 
 
 
 def a_document(**payload: object) -> Document:
-    return Document("x", "", "text", payload, 1, 1, b"")
+    return Document("x", "", "text", payload, "line 1", 1, b"")

@@ -93,6 +93,18 @@ class StandIn:
         return vector_E / np.linalg.norm(vector_E)
 
 
+class NoTies(StandIn):
+    """No two texts are equally near to a query, so rankings can be compared place by place."""
+
+    def __init__(self, name: str = "no-ties", *, dim: int = 32, max_length: int = 100) -> None:
+        super().__init__(name, dim=dim, max_length=max_length)
+
+    def _vector(self, text: str) -> np.ndarray:
+        noise_E = np.random.default_rng(zlib.crc32(f"{self.name} {text}".encode())).standard_normal(self.dim)
+        vector_E = super()._vector(text) + 0.2 * noise_E.astype(np.float32)
+        return vector_E / np.linalg.norm(vector_E)
+
+
 if __name__ == "__main__":
     from epic_search.index import index_corpus
 

@@ -12,6 +12,7 @@ from stand_in import StandIn
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.contents import Contents
+from epic_search.index.corpus import Corpus
 from epic_search.index.lexical import Lexical, average_length
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
@@ -184,7 +185,7 @@ def test_facets_count_documents_that_pass(searcher):
     assert len(facets["year"]) == 3
     with pytest.raises(UserError, match="'score' is of type float; only keyword, int and bool"):
         searcher.facets(["score"])
-    with pytest.raises(UserError, match=r"cannot be counted 'nope': fields of index 'test' are id \(keyword\), lang"):
+    with pytest.raises(UserError, match=r"cannot be counted by .nope.: fields of index .test. are id"):
         searcher.facets(["nope"])
 
 
@@ -254,12 +255,23 @@ class TestFields:
         said = "line 2: value does not fit its field (id 'd1', field 'year' is int and has 'MMXX')"
         assert str(report.problems[0]) == said
         with pytest.raises(UserError, match="line 2: value does not fit its field"):
-            index_corpus(path, name="strict", encoder=encoder, home=home, fields={"year": "int"}, strict=True)
+            index_corpus(Corpus(path, strict=True), name="s", encoder=encoder, home=home, fields={"year": "int"})
 
     def test_a_document_that_does_not_fit_what_was_inferred_is_stored_and_counted(self, write, encoder, home):
         many = [row(n) for n in range(300)]
         report = index_corpus(write(*many, row(300) | {"year": "MMXX"}), name="test", encoder=encoder, home=home)
         assert (report.added, report.unfit) == (301, {"year": 1})
+
+    def test_texts_of_a_table_are_read_as_their_declared_type(self, tmp_path, encoder, home):
+        (tmp_path / "c.csv").write_text("id,text,year,open\na,river,2020,true\nb,stone, 1999 ,false\nc,cloud,,\n")
+        fields = {"year": "int", "open": "bool"}
+        assert index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home).added == 3
+        report = index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home, fields=fields)
+        assert (report.changed, report.unchanged) == (2, 1), "what is stored changes"
+        assert index_corpus(tmp_path / "c.csv", name="test", encoder=encoder, home=home).unchanged == 3
+        with Searcher.open("test", home=home, encoder=encoder) as searcher:
+            for filter, found in (("year < 2000", {"b"}), ("open = true", {"a"}), ("not year exists", {"c"})):
+                assert {hit.id for hit in searcher.search(["river"], filter=filter)[0]} == found
 
     def test_added_to_an_index(self, write, encoder, home):
         path = write(*({"_id": str(n), "text": f"river {n}", "of": {"n": n}} for n in range(20)))

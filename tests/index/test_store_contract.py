@@ -1,14 +1,23 @@
-"""What holds for every vector store: the same assertions over each of them."""
+"""What holds for every vector store: the same assertions over each of them.
 
+A real Qdrant server is asked, too, where EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What
+the client's in-memory mode answers, directly and through the stub, is the client's word for what a server does.
+"""
+
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from qdrant_client import QdrantClient
+from stub_server import StubServer
 
 from epic_search.index.filters import And, Compare, Exists, Filter, In, Not, Or
+from epic_search.index.store.connection import Connection, Server
 from epic_search.index.store.edge import UPSERT_POINTS, EdgeStore
 from epic_search.index.store.protocol import (
     Fusion,
@@ -21,7 +30,9 @@ from epic_search.index.store.protocol import (
     VectorStore,
     first_bad_vector,
 )
+from epic_search.index.store.server import Layout, ServerStore, create_collection
 
+SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
 DIM = 16
 LANGUAGES = ["en", "de", "fr"]
 FIELDS = {
@@ -35,23 +46,45 @@ FIELDS = {
 Open = Callable[..., VectorStore]
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", "in memory", "stub", *(["server"] if SERVER_URL else [])])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same store, again and again; `create` empties it."""
-    stores: list[VectorStore] = []
+    with ExitStack() as stack:
+        if request.param == "embedded":
 
-    def embedded(schema: Schema, *, create: bool = True) -> VectorStore:
-        return EdgeStore(tmp_path / "store", schema=schema, create=create)
+            def open_store(schema: Schema, *, create: bool = True) -> VectorStore:
+                return EdgeStore(tmp_path / "store", schema=schema, create=create)
 
-    makers = {"embedded": embedded}
+        else:
+            connection = stack.enter_context(connected(request.param, stack))
+            collection = f"epic-search-test-{uuid.uuid4()}"
+            stack.callback(lambda: connection(lambda client: client.delete_collection(collection)))
 
-    def opened(schema: Schema, *, create: bool = True) -> VectorStore:
-        stores.append(makers[request.param](schema, create=create))
-        return stores[-1]
+            def open_store(schema: Schema, *, create: bool = True) -> VectorStore:
+                if create:
+                    create_collection(connection, collection, schema=schema, layout=Layout(), metadata={})
+                return ServerStore(connection, collection, schema=schema)
 
-    yield opened
-    for store in stores:
-        store.close()
+        def opened(schema: Schema, *, create: bool = True) -> VectorStore:
+            store = open_store(schema, create=create)
+            stack.callback(store.close)
+            return store
+
+        yield opened
+
+
+def connected(kind: str, stack: ExitStack) -> Connection:
+    """A connection to the client's in-memory mode, to the stub, or to the real server."""
+    if kind == "in memory":
+        return Connection(Server("http://in-memory"), client=QdrantClient(":memory:"))
+    if kind == "stub":
+        return Connection(Server(stack.enter_context(StubServer()).url))
+    return Connection(Server(SERVER_URL, api_key=os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")))
+
+
+@pytest.mark.skipif(not SERVER_URL, reason="no EPIC_SEARCH_TEST_QDRANT_URL: nothing here was asked of a real server")
+def test_a_real_server_is_among_the_stores(opened: Open) -> None:
+    assert opened(Schema({"": DIM})).count() == 0
 
 
 @pytest.fixture
@@ -170,6 +203,15 @@ class TestDense:
         assert again.count() == 10
         assert [numbers(matches) for matches in again.search(asked(vectors(10)), limit=1)] == [[n] for n in range(10)]
         assert again.facet("payload.ok") == [(False, 5), (True, 5)]
+
+
+def test_quantized_search_is_exact_on_few_points(opened):
+    store = opened(Schema({"": DIM}, quantize="int8"))
+    store.upsert(points(500), {"": vectors(500)})
+    store.optimize()
+    found = store.search(asked(vectors(500)[:20]), limit=5)
+    expected = np.argsort(-(vectors(500)[:20] @ vectors(500).T), axis=1)[:, :5]
+    assert [numbers(matches) for matches in found] == expected.tolist()
 
 
 class TestLexical:

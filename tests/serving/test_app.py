@@ -286,8 +286,9 @@ def test_an_index_that_is_deleted_while_it_is_served(open_app: Open, home: Path)
 def test_a_store_that_dies_is_told_as_such_and_opened_again(open_app: Open) -> None:
     app = open_app()
     with app.shelf.use("notes") as searcher:
-        searcher._contents.store._process.kill()
-        searcher._contents.store._process.wait()
+        store = searcher._contents.store
+        store._process.kill()
+        store._process.wait()
     answer = app.client.post("/search", json={"query": "otter"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (503, "unavailable")
     assert app.client.post("/search", json={"query": "otter"}).status_code == 200

@@ -1,4 +1,4 @@
-"""A real server process, asked by clients that know nothing of it: openai's, MCP's, curl-like sockets, our own command."""
+"""A real server process, asked by clients that know nothing of it: openai's, MCP's, plain sockets, our own command."""
 
 import asyncio
 import http.client
@@ -228,10 +228,10 @@ def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> N
 def test_a_client_that_goes_leaves_its_place(home: Path) -> None:
     with server_process(home, "--max-requests", "2") as server:
         body = json.dumps({"input": ["an otter " * 6] * 1000, "model": "tiny"}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
         for _ in range(4):
             with socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port)) as raw:
-                raw.sendall(head.encode() + b"\r\n\r\n" + body)
+                raw.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         end = time.monotonic() + 60
         while ask(server.url, "/search", {"query": "otter"})[0] != 200:
             assert time.monotonic() < end

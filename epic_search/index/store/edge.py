@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from epic_search.errors import Unavailable
+from epic_search.errors import Unavailable, UserError
 from epic_search.index.disk import disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
@@ -34,6 +34,8 @@ from epic_search.index.store.protocol import (
 )
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
+PANIC = "PanicException"
+UNREADABLE = "Service runtime error"  # how the engine begins when a file is not as it should be
 DISK_FULL = ("No space left on device", "WAL buffer size exceeds available disk space")
 
 
@@ -65,7 +67,13 @@ class EdgeStore:
             env=os.environ | {"RUST_BACKTRACE": "0"},
         )
         try:
-            header = {"path": str(path), "dense": dict(schema.dense), "lexical": schema.lexical, "create": create}
+            header = {
+                "path": str(path),
+                "dense": dict(schema.dense),
+                "lexical": schema.lexical,
+                "quantize": schema.quantize,
+                "create": create,
+            }
             answer, _ = self._exchange({"request": "open"} | header, ())
             if "error" in answer:
                 self._raise_if_disk_full(answer["error"])
@@ -177,6 +185,11 @@ class EdgeStore:
         answer, answered = self._exchange({"request": request, **fields}, arrays)
         if "error" in answer:
             self._raise_if_disk_full(answer["error"])
+            if answer["type"] == PANIC or answer["error"].startswith(UNREADABLE):
+                raise UserError(
+                    f"the store in {self.path} cannot be read: {answer['error']}; find out what is damaged with "
+                    f"'epic-search indexes verify {self.path.parent.name}'"
+                )
             raise RuntimeError(f"the store in {self.path} refused '{request}': {answer['type']}: {answer['error']}")
         return answer["result"], answered
 

@@ -21,10 +21,12 @@ PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LENGTHS = struct.Struct("<IQ")
 # Wider than the engine's default: of 100,000 vectors of 576 dimensions it finds the true top 10 in 1 ms.
 HNSW_EF = 256
-# Up to this much of vectors (KiB) every search is an exact scan, of about 50 ms. A search graph is less exact,
-# and takes minutes to build for that many.
-GRAPH_ABOVE_KIB = 256 * 1024
+# A segment of up to this much of vectors (KiB) is searched by an exact scan, of about 5 ms; a larger one gets a search
+# graph, which is less exact. A search must stay short beside the encoding of its query.
+GRAPH_ABOVE_KIB = 32 * 1024
 LEXICAL = "bm25"
+# Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
+OVERSAMPLING = 2.0
 TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool", "datetime": "Datetime"}
 
 
@@ -73,19 +75,25 @@ class Engine:
 
         self.edge: Any = qdrant_edge
         self.shard: Any = None
+        self.is_quantized = False
 
-    def open(self, path: str, dense: dict[str, int], lexical: bool, create: bool) -> None:
+    def open(self, path: str, dense: dict[str, int], lexical: bool, quantize: str | None, create: bool) -> None:
+        self.is_quantized = quantize is not None
         if not create:
             self.shard = self.edge.EdgeShard.load(path)
             return
         Path(path).mkdir(parents=True, exist_ok=True)
         # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
         dot = self.edge.Distance.Dot
+        codes = None
+        if quantize == "int8":
+            codes = self.edge.ScalarQuantizationConfig(self.edge.ScalarType.Int8, memory=self.edge.Memory.Pinned)
         config = self.edge.EdgeConfig(
             vectors={name: self.edge.EdgeVectorParams(size=dim, distance=dot) for name, dim in dense.items()},
             sparse_vectors={LEXICAL: self.edge.EdgeSparseVectorParams(modifier=self.edge.Modifier.Idf)}
             if lexical
             else None,
+            quantization_config=codes,
             optimizers=self.edge.EdgeOptimizersConfig(indexing_threshold=GRAPH_ABOVE_KIB),
         )
         self.shard = self.edge.EdgeShard.create(path, config)
@@ -127,7 +135,12 @@ class Engine:
         sparse = self._sparse(arrays[1:])
         options = {
             "filter": self._filter(filter),
-            "params": edge.SearchParams(hnsw_ef=max(HNSW_EF, limit, depth)),
+            "params": edge.SearchParams(
+                hnsw_ef=max(HNSW_EF, limit, depth),
+                quantization=edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+                if self.is_quantized
+                else None,
+            ),
         }
         answer = {
             "limit": limit,

@@ -5,7 +5,7 @@ Shapes: P points, Q queries, E dimensions of a vector, T terms of a sparse vecto
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -48,11 +48,13 @@ class Schema:
     `dense`: vector name -> dimensions ("" is the only vector of an index made before there were names, and stays the
     name of a passage's own). `lexical`: whether there is a sparse vector, LEXICAL, too, whose terms count by their
     inverse document frequency. `fields`: path in the payload ("payload.year") -> type, for filters and facets.
+    `quantize`: as what large numbers of dense vectors are searched, before the nearest are compared whole.
     """
 
     dense: Mapping[str, int]
     lexical: bool = False
     fields: Mapping[str, FieldType] = field(default_factory=dict)
+    quantize: Literal["int8"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

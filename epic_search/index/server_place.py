@@ -1,0 +1,327 @@
+"""Indexes on a Qdrant server: each a collection NAME--GENERATION behind the alias NAME, its manifest in its metadata.
+
+A new generation is made beside the old one and takes the alias in one step when it is whole: queries get answers
+meanwhile, and never a mixture. A reader keeps to the generation it opened; when that is deleted it goes on with the
+one that followed, if the same encoder made it.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from epic_search import __version__
+from epic_search.errors import UserError
+from epic_search.index.folder import IndexInfo, check_name
+from epic_search.index.lexical import Lexical
+from epic_search.index.manifest import Manifest, now
+from epic_search.index.prompts import encode_prompt, note_prompt
+from epic_search.index.server_contents import FIELDS, ServerContents
+from epic_search.index.store.connection import Connection, Server, ServerError
+from epic_search.index.store.server import Layout, ServerStore, create_collection
+
+if TYPE_CHECKING:
+    from epic_search.encoder import Encoder, Prompt
+    from epic_search.index.lock import Lock
+    from epic_search.index.place import IndexContents
+
+METADATA_KEY = "epic_search"
+GENERATION = re.compile(r"(?P<name>.+)--(?P<number>[1-9][0-9]{0,8})")
+
+
+class Collections:
+    """The indexes of a server, as its collections and aliases tell."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def names(self) -> list[str]:
+        """The names of the indexes."""
+        return sorted(alias for alias, collection in self.aliases().items() if _is_generation(collection, alias))
+
+    def aliases(self) -> dict[str, str]:
+        """The collection behind each alias."""
+        answer = self.connection(lambda client: client.get_aliases())
+        return {alias.alias_name: alias.collection_name for alias in answer.aliases}
+
+    def all(self) -> list[str]:
+        """The names of all collections."""
+        return [one.name for one in self.connection(lambda client: client.get_collections()).collections]
+
+    def generations(self, name: str) -> list[str]:
+        """The collections NAME--GENERATION, oldest first."""
+        return sorted((one for one in self.all() if _is_generation(one, name)), key=_number)
+
+    def manifest(self, collection: str) -> Manifest | None:
+        """The manifest that a collection carries; None where it carries none, or is gone."""
+        try:
+            info = self.connection(lambda client: client.get_collection(collection))
+        except ServerError as error:
+            if error.failure.kind == "missing":
+                return None
+            raise
+        content = (info.config.metadata or {}).get(METADATA_KEY)
+        where = f"the metadata of collection '{collection}' at {self.connection.server}"
+        return None if content is None else Manifest.parse(content, where)
+
+    def save(self, collection: str, manifest: Manifest) -> None:
+        """Put a manifest into a collection's metadata."""
+        manifest.updated, manifest.epic_search = now(), __version__
+        metadata = as_metadata(manifest)
+        self.connection(lambda client: client.update_collection(collection, metadata=metadata))
+
+    def swap(self, name: str, collection: str) -> None:
+        """Let the alias point to a collection, in one step."""
+        from qdrant_client import models
+
+        changes: list[Any] = []
+        if name in self.aliases():
+            changes.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name)))
+        alias = models.CreateAlias(collection_name=collection, alias_name=name)
+        changes.append(models.CreateAliasOperation(create_alias=alias))
+        self.connection(lambda client: client.update_collection_aliases(changes))
+
+    def delete(self, collection: str) -> None:
+        """Delete a collection with all its aliases."""
+        self.connection(lambda client: client.delete_collection(collection))
+
+
+class ServerPlace:
+    """A `Place` on a server."""
+
+    def __init__(
+        self,
+        name: str,
+        collections: Collections,
+        *,
+        current: str | None,
+        collection: str | None,
+        layout: Layout | None = None,
+        hidden: bool = False,
+        follow: bool = False,
+    ) -> None:
+        """`current`: the collection behind the alias; `collection`: the one to use, None for one not made yet.
+
+        With `hidden`, the name leads nowhere until the index is complete. With `follow`, what is opened goes on with
+        the next generation once its own is deleted.
+        """
+        self.name = name
+        self._layout = layout or Layout()
+        self._hidden = hidden
+        self._follow = follow
+        self._collections = collections
+        self._connection = collections.connection
+        self._current = current
+        self._collection = collection
+
+    def begin(self, fingerprint: str) -> None:
+        """Turn to a generation that is not the alias's: an unfinished one of this encoder, else one not made yet."""
+        self.begin_anew()
+        for collection in self._collections.generations(self.name):
+            manifest = self._collections.manifest(collection)
+            if collection != self._current and manifest is not None and manifest.fingerprint == fingerprint:
+                self._collection = collection
+
+    def begin_anew(self) -> None:
+        """Turn to a generation that is not made yet."""
+        self._collection = None
+
+    def manifest(self) -> Manifest | None:
+        """See Place."""
+        return None if self._collection is None else self._collections.manifest(self._collection)
+
+    def predecessor(self) -> Manifest | None:
+        """See Place."""
+        if self._current is None or self._collection == self._current:
+            return None
+        return self._collections.manifest(self._current)
+
+    @contextmanager
+    def lock(self, *, wait_seconds: float = 0.0) -> "Iterator[Lock | None]":
+        """See Place. Points have the ids that their content gives them, so two runs at once do no harm."""
+        yield None
+
+    def save(self, manifest: Manifest) -> None:
+        """See Place. Older and abandoned generations are deleted once a new one has the alias.
+
+        Raises UserError when another encoder's run has made the collection meanwhile.
+        """
+        if self._collection is None:
+            self._collection = self._create(manifest)
+        else:
+            self._collections.save(self._collection, manifest)
+        is_complete = manifest.status == "complete"
+        # While there is no other, queries lose nothing by seeing an index that is being made.
+        if self._current != self._collection and (is_complete or (self._current is None and not self._hidden)):
+            self._collections.swap(self.name, self._collection)
+            self._current = self._collection
+            if is_complete:
+                for collection in self._collections.generations(self.name):
+                    if collection != self._collection and self._collections.manifest(collection) is not None:
+                        self._collections.delete(collection)
+
+    def _create(self, manifest: Manifest) -> str:
+        numbers = [_number(one) for one in self._collections.generations(self.name)]
+        collection = f"{self.name}--{max(numbers, default=0) + 1}"
+        metadata = as_metadata(manifest)
+        create_collection(
+            self._connection, collection, schema=manifest.store_schema(), layout=self._layout, metadata=metadata
+        )
+        made = self._collections.manifest(collection)
+        if made is None:
+            raise UserError(
+                f"the Qdrant server at {self._connection.server} keeps no metadata with collection '{collection}'; "
+                "it must be Qdrant 1.17 or newer"
+            )
+        if made.fingerprint != manifest.fingerprint:
+            raise UserError(
+                f"another run has just made index '{self.name}' at {self._connection.server} with another encoder; "
+                "use that one, or index under another name"
+            )
+        return collection
+
+    def prompt(self, manifest: Manifest, *, encoder: "Encoder") -> "Prompt":
+        """See Place. Its demonstrations are encoded anew."""
+        return encode_prompt(manifest, encoder=encoder)
+
+    def keep_prompt(self, manifest: Manifest, prompt: "Prompt", *, encoder: "Encoder") -> None:
+        """See Place."""
+        note_prompt(manifest, prompt)
+
+    def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents", lock: "Lock | None") -> None:
+        """See Place. What is taught is kept with indexes in folders alone."""
+
+    def contents(self, manifest: Manifest, lock: "Lock | None") -> ServerContents:
+        """See Place."""
+        assert self._collection is not None, self.name
+
+        def next_generation() -> str:
+            collection = self._collections.aliases().get(self.name)
+            following = None if collection is None else self._collections.manifest(collection)
+            if collection is None or following is None:
+                raise UserError(f"index '{self.name}' at {self._connection.server} was deleted while it was open")
+            if following.fingerprint != manifest.fingerprint:
+                raise UserError(
+                    f"index '{self.name}' at {self._connection.server} was made anew by encoder '{following.encoder}' "
+                    f"while it was open for '{manifest.encoder}'; open it again"
+                )
+            return collection
+
+        moved = next_generation if self._follow else None
+        store = ServerStore(self._connection, self._collection, schema=manifest.store_schema(), moved=moved)
+        if not self._follow:
+            store.add_fields({**FIELDS, **store.schema.fields})
+        return ServerContents(store, Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None)
+
+    def delete(self) -> None:
+        """Delete the index with all its generations."""
+        for collection in self._collections.generations(self.name):
+            if self._collections.manifest(collection) is not None:
+                self._collections.delete(collection)
+
+    def close(self) -> None:
+        """See Place."""
+        self._connection.close()
+
+
+def existing_collection(name: str, server: Server) -> ServerPlace:
+    """The place of an index that exists; raises UserError listing those that do."""
+    check_name(name)
+    with ExitStack() as opening:
+        collections = Collections(opening.enter_context(Connection(server)))
+        current = collections.aliases().get(name)
+        if current is None or not _is_generation(current, name):
+            others = ", ".join(collections.names()) or "none yet"
+            raise UserError(
+                f"no index '{name}' on the Qdrant server at {server} (there: {others}); "
+                f"make it with 'epic-search index FILE --name {name} --url {server}'"
+            )
+        opening.pop_all()
+    return ServerPlace(name, collections, current=current, collection=current, follow=True)
+
+
+def target_collection(
+    name: str,
+    server: Server,
+    *,
+    fingerprint: str,
+    rebuild: bool = False,
+    hidden: bool = False,
+    layout: Layout | None = None,
+) -> ServerPlace:
+    """The place to index into; raises UserError when something else has the name.
+
+    With `rebuild`, it is another generation than that of the alias: one that a run with this encoder began and did not
+    finish, else a new one.
+    """
+    check_name(name)
+    if GENERATION.fullmatch(name):
+        raise UserError(f"{name!r} cannot name an index on a server: so are its collections named; take off the '--'")
+    with ExitStack() as opening:
+        collections = Collections(opening.enter_context(Connection(server)))
+        current = collections.aliases().get(name)
+        if (current is not None and not _is_generation(current, name)) or name in collections.all():
+            raise UserError(
+                f"the Qdrant server at {server} has a collection '{name}' that is not ours; choose another --name"
+            )
+        place = ServerPlace(name, collections, current=current, collection=current, layout=layout, hidden=hidden)
+        if current is None or rebuild:
+            place.begin(fingerprint)
+        opening.pop_all()
+    return place
+
+
+def list_collections(server: Server) -> list[IndexInfo]:
+    """All indexes of a server, by name."""
+    with Connection(server) as connection:
+        collections = Collections(connection)
+        aliases = collections.aliases()
+        found = [_info(name, aliases[name], collections) for name in collections.names()]
+        return [info for info in found if info is not None]
+
+
+def delete_collections(name: str, server: Server) -> None:
+    """Delete an index with all its generations; raises UserError when there is none."""
+    place = existing_collection(name, server)
+    try:
+        place.delete()
+    finally:
+        place.close()
+
+
+def _info(name: str, collection: str, collections: Collections) -> IndexInfo | None:
+    try:
+        manifest = collections.manifest(collection)
+    except UserError as error:
+        return IndexInfo(name, None, "unreadable", 0, 0, "", None, 0, None, "", problem=str(error))
+    if manifest is None:
+        return None
+    return IndexInfo(
+        name=name,
+        path=None,
+        status=manifest.status,
+        documents=manifest.documents,
+        passages=manifest.passages,
+        encoder=manifest.encoder,
+        task=manifest.task,
+        demonstrations=len(manifest.demonstrations),
+        size=None,
+        updated=manifest.updated,
+        cut_to=manifest.cut_to,
+    )
+
+
+def as_metadata(manifest: Manifest) -> dict[str, Any]:
+    """The metadata of a collection; null would remove a key, so what is None is left out."""
+    return {METADATA_KEY: manifest.model_dump(mode="json", exclude_none=True)}
+
+
+def _is_generation(collection: str, name: str) -> bool:
+    match = GENERATION.fullmatch(collection)
+    return match is not None and match["name"] == name
+
+
+def _number(collection: str) -> int:
+    match = GENERATION.fullmatch(collection)
+    assert match is not None, collection
+    return int(match["number"])

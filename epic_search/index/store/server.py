@@ -1,0 +1,355 @@
+"""A collection of a Qdrant server as a vector store."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from epic_search.index.filters import FieldType, Filter, as_qdrant
+from epic_search.index.store.connection import Connection, ServerError
+from epic_search.index.store.protocol import (
+    LEXICAL,
+    Fusion,
+    Match,
+    Page,
+    Point,
+    Schema,
+    Sparse,
+    StoredPoint,
+    StoreQuery,
+    check_queries,
+    check_vectors,
+)
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient, models
+
+T = TypeVar("T")
+
+REQUEST_POINTS = 256
+REQUEST_BYTES = 8 * 2**20  # half of what a request may have, for sizes are estimated
+NUMBER_BYTES = 22  # a float32 in JSON, with its comma
+DELETE_POINTS = 1000
+PAGE_POINTS = 1000
+# Codes of one byte find candidates; so many times the number asked for are then compared with the whole vectors.
+OVERSAMPLING = 2.0
+
+FIELD_SCHEMAS: dict[FieldType, str] = {
+    "keyword": "keyword",
+    "int": "integer",
+    "float": "float",
+    "bool": "bool",
+    "datetime": "datetime",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a server keeps a collection; None leaves it to the server.
+
+    `shards`: parts that it is cut into, `replicas`: copies of each, `consistency`: copies that must have a write before
+    it counts.
+    """
+
+    shards: int | None = None
+    replicas: int | None = None
+    consistency: int | None = None
+
+
+def create_collection(
+    connection: Connection, collection: str, *, schema: Schema, layout: Layout, metadata: dict[str, Any]
+) -> None:
+    """Make an empty collection, which filters by the schema's fields; one that is there already stays as it is."""
+    from qdrant_client import models
+
+    quantization = None
+    if schema.quantize == "int8":
+        config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+        quantization = models.ScalarQuantization(scalar=config)
+    # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
+    dense = {name: models.VectorParams(size=dim, distance=models.Distance.DOT) for name, dim in schema.dense.items()}
+    sparse = {LEXICAL: models.SparseVectorParams(modifier=models.Modifier.IDF)}
+
+    def create(client: "QdrantClient") -> None:
+        client.create_collection(
+            collection,
+            vectors_config=dense[""] if list(dense) == [""] else dense,
+            sparse_vectors_config=sparse if schema.lexical else None,
+            quantization_config=quantization,
+            shard_number=layout.shards,
+            replication_factor=layout.replicas,
+            write_consistency_factor=layout.consistency,
+            on_disk_payload=True,
+            metadata=metadata,
+        )
+
+    try:
+        connection(create)
+    except ServerError as error:
+        if error.failure.kind != "exists":  # made by another process, or by a request whose answer got lost
+            raise
+    ServerStore(connection, collection, schema=schema).add_fields(schema.fields)
+
+
+class ServerStore:
+    """A `VectorStore` in a collection. Every method raises ServerError, a UserError, when the server fails for good."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        collection: str,
+        *,
+        schema: Schema,
+        moved: Callable[[], str] | None = None,
+    ) -> None:
+        """Use a collection that exists. `moved` says which one to use instead once it is gone."""
+        self.collection = collection
+        self._connection = connection
+        self._schema = schema
+        self._moved = moved
+
+    @property
+    def schema(self) -> Schema:
+        """See VectorStore."""
+        return self._schema
+
+    def upsert(
+        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+    ) -> None:
+        """See VectorStore. Returns when the server has the points."""
+        check_vectors(self._schema, len(points), dense, sparse)
+        batch: list[models.PointStruct] = []
+        size = 0
+        for row, point in enumerate(points):
+            numbers = sum(vectors_PE.shape[1] for vectors_PE in dense.values())
+            length = NUMBER_BYTES * numbers + len(json.dumps(point.payload))
+            if sparse is not None:
+                length += 2 * NUMBER_BYTES * len(sparse[row].terms_T)
+            if batch and (len(batch) == REQUEST_POINTS or size + length > REQUEST_BYTES):
+                self._upsert(batch)
+                batch, size = [], 0
+            batch.append(
+                _point_struct(point, {name: v[row] for name, v in dense.items()}, sparse[row] if sparse else None)
+            )
+            size += length
+        if batch:
+            self._upsert(batch)
+
+    def _upsert(self, batch: "list[models.PointStruct]") -> None:
+        try:
+            self._ask(lambda client: client.upsert(self.collection, batch, wait=True))
+        except ServerError as error:
+            if error.failure.kind != "too large" or len(batch) == 1:
+                raise
+            half = len(batch) // 2
+            self._upsert(batch[:half])
+            self._upsert(batch[half:])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """See VectorStore."""
+        for first in range(0, len(ids), DELETE_POINTS):
+            some = list(ids[first : first + DELETE_POINTS])
+            self._ask(lambda client, some: client.delete(self.collection, some, wait=True), some)
+
+    def flush(self) -> None:
+        """See VectorStore. The server's log has every write that was answered."""
+
+    def count(self, filter: Filter | None = None) -> int:
+        """See VectorStore."""
+        return self._ask(lambda client: client.count(self.collection, _filter(filter), exact=True)).count
+
+    def search(
+        self,
+        queries: Sequence[StoreQuery],
+        *,
+        limit: int,
+        name: str = "",
+        filter: Filter | None = None,
+        fields: Sequence[str] | None = None,
+        fusion: Fusion = Fusion(),  # noqa: B008 (a constant)
+    ) -> list[list[Match]]:
+        """See VectorStore."""
+        from qdrant_client import models
+
+        check_queries(self._schema, queries, name)
+        condition, payload = _filter(filter), True if fields is None else list(fields)
+        places, requests = [], []
+        for place, query in enumerate(queries):
+            legs = self._legs(query, name)
+            if len(legs) == 1:
+                request = models.QueryRequest(**legs[0], filter=condition, limit=limit, with_payload=payload)
+            elif legs:
+                fetched = [models.Prefetch(**leg, filter=condition, limit=fusion.depth) for leg in legs]
+                rrf = models.RrfQuery(rrf=models.Rrf(k=fusion.k, weights=list(fusion.weights)))
+                request = models.QueryRequest(prefetch=fetched, query=rrf, limit=limit, with_payload=payload)
+            else:  # a sparse query without a term
+                continue
+            places.append(place)
+            requests.append(request)
+        found: list[list[Match]] = [[] for _ in queries]
+        if requests:
+            answers = self._ask(lambda client: client.query_batch_points(self.collection, requests))
+            for place, answer in zip(places, answers, strict=True):
+                found[place] = [Match(str(point.id), point.score, point.payload or {}) for point in answer.points]
+        return found
+
+    def _legs(self, query: StoreQuery, name: str) -> list[dict[str, Any]]:
+        """The dense and the sparse part of a query, each as a search of its own."""
+
+        legs: list[dict[str, Any]] = []
+        if query.dense_E is not None:
+            legs.append({"query": query.dense_E.tolist(), "using": name or None, "params": self._search_params()})
+        if query.sparse is not None and len(query.sparse.terms_T):
+            legs.append({"query": _sparse_vector(query.sparse), "using": LEXICAL})
+        return legs
+
+    def _search_params(self) -> "models.SearchParams | None":
+        from qdrant_client import models
+
+        if self._schema.quantize is None:
+            return None
+        rescore = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+        return models.SearchParams(quantization=rescore)
+
+    def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
+        """See VectorStore."""
+        found = {}
+        for first in range(0, len(ids), REQUEST_POINTS):
+            some = list(ids[first : first + REQUEST_POINTS])
+            records = self._ask(
+                lambda client, some: client.retrieve(
+                    self.collection, some, with_payload=False, with_vectors=self._selector(name)
+                ),
+                some,
+            )
+            for record in records:
+                dense, _ = _vectors(record.vector)
+                if name in dense:
+                    found[str(record.id)] = dense[name]
+        return found
+
+    def _selector(self, name: str) -> bool | list[str]:
+        return True if len(self._schema.dense) == 1 and not self._schema.lexical else [name]
+
+    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+        """See VectorStore."""
+        records, after = self._ask(
+            lambda client: client.scroll(
+                self.collection, limit=limit, offset=start, with_payload=True, with_vectors=True
+            )
+        )
+        points = []
+        for record in records:
+            dense, sparse = _vectors(record.vector)
+            points.append(StoredPoint(Point(str(record.id), record.payload or {}), dense, sparse))
+        return Page(points, None if after is None else str(after))
+
+    def points(self, fields: Sequence[str], *, having: tuple[str, Sequence[str]] | None = None) -> Iterator[Point]:
+        """All points with these fields of their payload; `having`: those whose field has one of the values."""
+        from qdrant_client import models
+
+        condition = None
+        if having is not None:
+            key, values = having
+            match = models.MatchAny(any=list(values))
+            condition = models.Filter(must=[models.FieldCondition(key=key, match=match)])
+        start: Any = None
+        while True:
+            records, start = self._ask(
+                lambda client, start: client.scroll(
+                    self.collection,
+                    scroll_filter=condition,
+                    limit=PAGE_POINTS,
+                    offset=start,
+                    with_payload=list(fields),
+                    with_vectors=False,
+                ),
+                start,
+            )
+            for record in records:
+                yield Point(str(record.id), record.payload or {})
+            if start is None:
+                return
+
+    def having(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that are stored."""
+        records = self._ask(
+            lambda client: client.retrieve(self.collection, list(ids), with_payload=False, with_vectors=False)
+        )
+        return {str(record.id) for record in records}
+
+    def facet(self, field: str, *, filter: Filter | None = None, limit: int = 10) -> list[tuple[str | int | bool, int]]:
+        """See VectorStore."""
+        answer = self._ask(
+            lambda client: client.facet(self.collection, field, facet_filter=_filter(filter), limit=limit, exact=True)
+        )
+        return [(hit.value, hit.count) for hit in answer.hits]
+
+    def add_fields(self, fields: Mapping[str, FieldType]) -> None:
+        """See VectorStore."""
+        known = self._ask(lambda client: client.get_collection(self.collection)).payload_schema
+        for field, kind in fields.items():
+            schema = FIELD_SCHEMAS[kind]
+            if field in known and known[field].data_type.value == schema:
+                continue
+            self._ask(
+                lambda client, field, schema: client.create_payload_index(
+                    self.collection, field, field_schema=schema, wait=True
+                ),
+                field,
+                schema,
+            )
+        self._schema = replace(self._schema, fields={**self._schema.fields, **fields})
+
+    def optimize(self) -> None:
+        """See VectorStore. The server does this by itself, all the time."""
+
+    def close(self) -> None:
+        """See VectorStore. The connection is its owner's to close."""
+
+    def _ask(self, request: Callable[..., T], *values: Any) -> T:
+        """The answer to `request(client, *values)`, which must look up `self.collection` itself."""
+        try:
+            return self._connection(lambda client: request(client, *values))
+        except ServerError as error:
+            if error.failure.kind != "missing" or self._moved is None:
+                raise
+            self.collection = self._moved()
+            return self._connection(lambda client: request(client, *values))
+
+
+def _filter(filter: Filter | None) -> "models.Filter | None":
+    from qdrant_client import models
+
+    return None if filter is None else models.Filter.model_validate(as_qdrant(filter))
+
+
+def _point_struct(point: Point, dense: Mapping[str, np.ndarray], sparse: Sparse | None) -> "models.PointStruct":
+    from qdrant_client import models
+
+    vector: dict[str, Any] = {name: vector_E.tolist() for name, vector_E in dense.items()}
+    if sparse is not None and len(sparse.terms_T):
+        vector[LEXICAL] = _sparse_vector(sparse)
+    return models.PointStruct(id=point.id, vector=vector, payload=point.payload)
+
+
+def _sparse_vector(sparse: Sparse) -> "models.SparseVector":
+    from qdrant_client import models
+
+    return models.SparseVector(indices=sparse.terms_T.tolist(), values=sparse.weights_T.tolist())
+
+
+def _vectors(stored: Any) -> tuple[dict[str, np.ndarray], Sparse | None]:
+    """The vectors of a record: a list where it has one unnamed vector, else by name."""
+    by_name = stored if isinstance(stored, dict) else {} if stored is None else {"": stored}
+    dense, sparse = {}, None
+    for name, vector in by_name.items():
+        if name == LEXICAL:
+            order = np.argsort(vector.indices)
+            terms_T = np.asarray(vector.indices, np.uint32)[order]
+            sparse = Sparse(terms_T, np.asarray(vector.values, np.float32)[order])
+        else:
+            dense[name] = np.asarray(vector, np.float32)
+    return dense, sparse
