@@ -73,7 +73,7 @@ def serve(
     from epic_search.serving.log import quiet_libraries
     from epic_search.serving.metrics import Metrics
     from epic_search.serving.security import Access, check_token
-    from epic_search.serving.server import bind, url_of
+    from epic_search.serving.server import bind
     from epic_search.serving.server import serve as run
     from epic_search.serving.shelf import Shelf
 
@@ -100,8 +100,7 @@ def serve(
             metrics=metrics,
             log=log,
         )
-        console.note(f"serving {', '.join(chosen)} at {url_of(bound)} (Ctrl-C ends)")
-        run(service, bound)
+        run(service, bound, ready=lambda url: console.note(f"serving {', '.join(chosen)} at {url} (Ctrl-C ends)"))
 
 
 def _leave(number: int, frame: object) -> None:

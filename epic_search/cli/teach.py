@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import Searcher
     from epic_search.index.taught import TaughtPair
+    from epic_search.serving.client import ServedTeaching
 
 app = typer.Typer(cls=console.DefaultVerbGroup)
 
@@ -196,11 +197,13 @@ def suggest(
 
     Teach the pair if it is right, or another document if it is not.
     """
+    from epic_search.index import home as default_home
     from epic_search.index.suggest import queries_of_documents
     from epic_search.index.suggest import suggest as choose
 
     asked = read_queries(queries) if queries is not None else None
-    with _open(index, home, encoder, device=device, dtype=dtype) as searcher:
+    folder = home or default_home()
+    with _open_here(index or latest_index(folder), folder, encoder, device=device, dtype=dtype) as searcher:
         found = choose(
             searcher,
             queries_of_documents(searcher) if asked is None else asked,
@@ -266,15 +269,27 @@ def mode(
         console.print_fields([("demos", ways.demos), ("demos-k", str(ways.demos_k)), ("boost", f"{ways.boost:g}")])
 
 
-def _open(index: str | None, home: Path | None, encoder: str | None, *, device: "Device", dtype: "Dtype") -> "Searcher":
-    from epic_search.index import Searcher
+def _open(
+    index: str | None, home: Path | None, encoder: str | None, *, device: "Device", dtype: "Dtype"
+) -> "Searcher | ServedTeaching":
+    """The server that has the index open, if one has, else the index itself."""
     from epic_search.index import home as default_home
+    from epic_search.serving.client import ServedTeaching, server_of
 
     folder = home or default_home()
     name = index or latest_index(folder)
-    manifest = made_by(name, folder)
+    server = server_of(folder / name)
+    if server is not None:
+        return ServedTeaching(server, folder / name)
+    return _open_here(name, folder, encoder, device=device, dtype=dtype)
+
+
+def _open_here(name: str, home: Path, encoder: str | None, *, device: "Device", dtype: "Dtype") -> "Searcher":
+    from epic_search.index import Searcher
+
+    manifest = made_by(name, home)
     loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
-    return Searcher.open(name, home=folder, encoder=loaded)
+    return Searcher.open(name, home=home, encoder=loaded)
 
 
 def _as_json(pairs: "Sequence[TaughtPair]") -> list[dict[str, Any]]:

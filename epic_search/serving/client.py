@@ -5,15 +5,18 @@ The embedded engine is open in one process at a time, so while a server has an i
 
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import served_at
+from epic_search.index.manifest import Manifest
+from epic_search.index.taught import Lesson, TaughtPair
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question
@@ -50,6 +53,14 @@ class Client:
         """GET /indexes/{name}/documents/{id}."""
         return self._ask("GET", f"/indexes/{quote(index)}/documents/{quote(document_id, safe='')}")
 
+    def demonstrations(
+        self, index: str, method: str, body: Mapping[str, Any] | None = None, *, which: Sequence[tuple[str, str]] = ()
+    ) -> dict[str, Any]:
+        """GET, POST or DELETE /indexes/{name}/demonstrations."""
+        return self._ask(
+            method, f"/indexes/{quote(index)}/demonstrations{'?' if which else ''}{urlencode(which)}", body
+        )
+
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get("EPIC_SEARCH_TOKEN"):
@@ -75,7 +86,61 @@ class Client:
         return dict(answer)
 
 
+class ServedTeaching:
+    """What `Searcher` has for teaching, done by the server that has the index in `folder` open."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self._client = client
+        self._folder = folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is now."""
+        return Manifest.load(self._folder)
+
+    def teach_all(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
+        """See Searcher."""
+        said = [
+            {"query": lesson.query, "documents": [lesson.document]}
+            if lesson.document is not None
+            else {"query": lesson.query, "passage": lesson.passage}
+            for lesson in lessons
+        ]
+        return _pairs(self._client.demonstrations(self._folder.name, "POST", {"lessons": said})["taught"])
+
+    def taught(self) -> list[TaughtPair]:
+        """See Searcher."""
+        return _pairs(self._client.demonstrations(self._folder.name, "GET")["taught"])
+
+    def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
+        """See Searcher."""
+        which = [("query", query), *(("label", id) for id in document_ids)]
+        return _pairs(self._client.demonstrations(self._folder.name, "DELETE", which=which)["forgotten"])
+
+    def forget_all(self) -> int:
+        """See Searcher."""
+        gone = self._client.demonstrations(self._folder.name, "DELETE", which=[("everything", "true")])
+        return len(gone["forgotten"])
+
+    def __enter__(self) -> "ServedTeaching":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The server keeps the index open."""
+
+
+def _pairs(said: Sequence[dict[str, Any]]) -> list[TaughtPair]:
+    return [TaughtPair(**{name: value for name, value in pair.items() if name != "label"}) for pair in said]
+
+
 def server_of(folder: Path) -> Client | None:
     """The server of this machine that has the index open; None where there is none."""
     url = served_at(folder)
-    return None if url is None else Client(url)
+    if url is None:
+        return None
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port), timeout=SECONDS).close()
+    except ConnectionRefusedError:
+        return None  # it was killed, and its store is about to end, too: to open the index waits for that
+    return Client(url)

@@ -16,7 +16,7 @@ MAX_QUERIES = 64
 MAX_TEXTS = 2048
 MAX_K = 1000
 MAX_OFFSET = 10_000
-MAX_PAIRS = 1000
+MAX_PAIRS = 10_000
 
 Query = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 Task = Annotated[str, Field(max_length=QUERY_CHARACTERS)]

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -14,6 +16,7 @@ from epic_search.serving.security import is_loopback
 
 HEAD_SECONDS = 10.0  # for the request line and the headers to come
 HEAD_BYTES = 64 * 1024
+LINGER_SECONDS = 2.0  # for a client that is refused to read why
 QUIET_SECONDS = 0.3  # without a request, after which connections are closed at the end
 DRAIN_SECONDS = 30.0
 CONNECTIONS = 1000
@@ -24,6 +27,7 @@ class Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes: int | None = None
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came; it has to say something soon."""
@@ -47,6 +51,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes."""
+        if self._is_refused:
+            return
         if self._head_bytes is not None:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -72,19 +78,23 @@ class Connection(HttpToolsProtocol):
         self._refuse(408, f"the head of the request did not come within {HEAD_SECONDS:g} seconds", "send it faster")
 
     def _refuse(self, status: int, message: str, hint: str) -> None:
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         answer = ApiError(status, message, hint).response()
         head = [f"HTTP/1.1 {status} Refused".encode(), *(b": ".join(pair) for pair in answer.raw_headers)]
         self.transport.write(b"\r\n".join([*head, b"connection: close", b"", bytes(answer.body)]))
-        self.transport.close()
+        # To close now, with something unread, would reset the connection, and the answer might never be read.
+        self._is_refused = True
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends without dropping a request: see `shutdown`."""
+    """uvicorn's, which ends without dropping a request: see `shutdown`. `ready` is called once clients can connect."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, ready: Callable[[], None]) -> None:
         self.service = service
+        self._ready = ready
         super().__init__(
             uvicorn.Config(
                 self._app,
@@ -100,6 +110,14 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; raises UserError when another process has begun to listen there since the socket was bound."""
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise UserError(f"cannot listen: {error.strerror}; choose another port with --port") from error
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections; answer what comes on those that there are, and close each after its answer.
@@ -157,12 +175,16 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(service: Service, bound: socket.socket) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then those accepted so far."""
+def serve(service: Service, bound: socket.socket, *, ready: Callable[[str], None]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C, then those accepted so far. `ready` is told the URL when that begins."""
     url = url_of(bound)
-    if is_loopback(url.removeprefix("http://").rpartition(":")[0].strip("[]")):
-        service.shelf.announce(url)
+
+    def begin() -> None:
+        if is_loopback(urlsplit(url).hostname or ""):
+            service.shelf.announce(url)
+        ready(url)
+
     try:
-        Server(service).run(sockets=[bound])
+        Server(service, ready=begin).run(sockets=[bound])
     finally:
         service.close()

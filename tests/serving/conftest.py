@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from serving_helpers import DOCUMENTS, Open, server_process
+from serving_helpers import BASE_URL, DOCUMENTS, Open, server_process
 
 from epic_search.encoder import Encoder
 from epic_search.index import index_corpus
@@ -22,8 +22,6 @@ from epic_search.serving.gate import Gate
 from epic_search.serving.metrics import Metrics
 from epic_search.serving.security import Access
 from epic_search.serving.shelf import Shelf
-
-BASE_URL = "http://127.0.0.1:8080"
 
 
 @pytest.fixture(scope="session")

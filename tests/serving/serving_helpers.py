@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+BASE_URL = "http://127.0.0.1:8080"
 Open = Callable[..., SimpleNamespace]
 
 ANIMALS = ["otter", "heron", "lynx", "newt", "stoat", "raven", "trout"]

@@ -100,6 +100,7 @@ BAD = {
     "half a demonstration": ("/search", b'{"query": "a", "demonstrations": [{"query": "b"}]}', 422, "passage"),
     "huge query": ("/search", b'{"query": "' + b"a" * 10_001 + b'"}', 422, "at most 10000 characters"),
     "oversized body": ("/search", b'{"query": "' + b"a" * 2**23 + b'"}', 413, "larger than"),
+    "huge body": ("/search", b"a" * 2**27, 413, "larger than"),
     "no model": ("/v1/embeddings", b'{"input": "a"}', 422, "'model' is missing"),
     "unknown model": ("/v1/embeddings", b'{"input": "a", "model": "gpt"}', 404, "no model 'gpt'"),
     "empty text": ("/v1/embeddings", b'{"input": ["a", " "], "model": "tiny"}', 422, "text 1 of 'input' is empty"),

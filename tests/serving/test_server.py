@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,9 @@ from mcp import StdioServerParameters
 from mcp.client.client import Client
 from mcp.client.stdio import stdio_client
 from serving_helpers import DOCUMENTS, server_process
+from typer.testing import CliRunner, Result
 
+from epic_search.cli.main import app
 from epic_search.encoder import Encoder
 from epic_search.index.lock import served_at
 
@@ -47,14 +48,10 @@ def _named(headers: dict[str, str]) -> dict[str, str]:
     return {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def command(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments, "--home", str(home)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | environment,
-    )
+def command(home: Path, *arguments: str, token: str = "") -> Result:
+    """`epic-search` in this process, with stdout and stderr apart."""
+    environment = {"EPIC_SEARCH_TOKEN": token}
+    return CliRunner().invoke(app, [*arguments, "--home", str(home)], env=environment, catch_exceptions=False)
 
 
 def test_the_openai_client_works_unmodified(served: SimpleNamespace, tiny_encoder: Encoder) -> None:
@@ -108,10 +105,11 @@ def test_the_query_command_asks_the_server_and_prints_the_same(served: SimpleNam
         ["--json", "-k", "3", "--explain", "--facet", "number"],
         ["-k", "2", "--filter", "number>=5", "--boost", "0.5"],
         ["--filter", "number>>5"],
+        ["--mode", "lexical", "--task", "birds"],
     ):
         through = command(served.home, "query", "the otter", *arguments)
         alone = command(home, "query", "the otter", *arguments, "--device", "cpu")
-        assert (through.returncode, through.stdout, through.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+        assert (through.exit_code, through.stdout, through.stderr) == (alone.exit_code, alone.stdout, alone.stderr)
 
 
 def test_the_index_of_a_server_that_was_killed_is_free_again(home: Path) -> None:
@@ -122,7 +120,7 @@ def test_the_index_of_a_server_that_was_killed_is_free_again(home: Path) -> None
         server.process.kill()
         server.process.wait()
     alone = command(home, "query", "otter", "--json")
-    assert alone.returncode == 0, alone.stderr
+    assert alone.exit_code == 0, alone.stderr
     assert served_at(home / "notes") is None
     with server_process(home) as server:
         _, answer = ask(server.url, "/indexes/notes/demonstrations")
@@ -183,21 +181,37 @@ def test_200_at_once_get_an_answer_or_429_and_then_it_goes_on(served: SimpleName
     assert ask(served.url, "/search", {"query": "otter"})[0] == 200
 
 
-def test_concurrent_requests_share_batches(home: Path) -> None:
-    with server_process(home) as server:
-        with ThreadPoolExecutor(16) as clients:
-            answers = list(clients.map(lambda n: ask(server.url, "/search", {"query": f"note {n % 4}"}), range(128)))
-        assert {status for status, _ in answers} == {200}
-        alone = [ask(server.url, "/search", {"query": f"note {n}"})[1]["results"][0]["hits"] for n in range(4)]
-        for n, (_, answer) in enumerate(answers):
-            hits = answer["results"][0]["hits"]
-            assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in alone[n % 4]], abs=0.01)
-        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-        connection.close()
-        batches = next(float(line.split()[1]) for line in lines if 'batch_size_count{worker="encoder"}' in line)
-        assert batches - 4 < 128 / 2
+def batches(url: str) -> float:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return next(float(line.split()[1]) for line in lines if 'batch_size_count{worker="encoder"}' in line)
+
+
+def test_concurrent_requests_share_batches(served: SimpleNamespace) -> None:
+    alone = [ask(served.url, "/search", {"query": f"note {n}"})[1]["results"][0]["hits"] for n in range(4)]
+    before = batches(served.url)
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda n: ask(served.url, "/search", {"query": f"note {n % 4}"}), range(128)))
+    assert batches(served.url) - before < 128 / 2
+    for n, (status, answer) in enumerate(answers):
+        assert status == 200
+        hits = answer["results"][0]["hits"]
+        assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in alone[n % 4]], abs=0.01)
+
+
+def test_the_teach_command_teaches_through_the_server(served: SimpleNamespace) -> None:
+    taught = command(served.home, "teach", "which bird sleeps", "d1", "d8", "--json")
+    assert (taught.exit_code, json.loads(taught.stdout)["total"]) == (0, 2), taught.stderr
+    assert len(ask(served.url, "/indexes/notes/demonstrations")[1]["taught"]) == 2
+    wrong = command(served.home, "teach", "which bird sleeps", "d1000")
+    assert (wrong.exit_code, "no document 'd1000'" in wrong.stderr) == (2, True)
+    assert command(served.home, "teach", "rm", "which bird sleeps", "d8").exit_code == 0
+    listed = json.loads(command(served.home, "teach", "list", "--json").stdout)
+    assert [pair["document"] for pair in listed] == ["d1"]
+    assert command(served.home, "teach", "clear", "--yes").exit_code == 0
+    assert ask(served.url, "/indexes/notes/demonstrations")[1]["taught"] == []
 
 
 def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> None:
@@ -222,6 +236,7 @@ def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> N
         head, _, body = say(*parts).partition(b"\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ".encode()), (parts[0], head)
         assert json.loads(body)["error"]["hint"]
+    assert ask(served.url, "/search", {"query": "a" * 2**23})[0] == 413
     assert ask(served.url, "/healthz")[0] == 200
 
 
@@ -240,18 +255,23 @@ def test_a_client_that_goes_leaves_its_place(home: Path) -> None:
 
 
 def test_a_token_is_needed_to_listen_to_others_and_then_to_ask(home: Path) -> None:
-    refused = command(home, "serve", "--host", "0.0.0.0", EPIC_SEARCH_TOKEN="")
-    assert refused.returncode == 2
+    refused = command(home, "serve", "--host", "0.0.0.0")
+    assert refused.exit_code == 2
     assert "there is no token; set EPIC_SEARCH_TOKEN" in refused.stderr
-    with server_process(home, "--host", "0.0.0.0", EPIC_SEARCH_TOKEN="secret-enough") as server:
+    with server_process(home, "--host", "0.0.0.0", "--log", "json", EPIC_SEARCH_TOKEN="secret-enough") as server:
         assert ask(server.url, "/search", {"query": "otter"})[0] == 401
         assert ask(server.url, "/search", {"query": "otter"}, Authorization="Bearer secret-enough")[0] == 200
         assert ask(server.url, "/indexes", Authorization="Bearer secret-enough", Host="evil.example")[0] == 403
-        through = command(home, "query", "otter", "--json", EPIC_SEARCH_TOKEN="secret-enough")
-        assert through.returncode == 0 and json.loads(through.stdout)["hits"], through.stderr
-        without = command(home, "query", "otter", EPIC_SEARCH_TOKEN="")
-        assert (without.returncode, "set EPIC_SEARCH_TOKEN" in without.stderr) == (2, True)
-        assert "secret-enough" not in server.log.read_text()
+        through = command(home, "query", "otter", "--json", token="secret-enough")
+        assert through.exit_code == 0 and json.loads(through.stdout)["hits"], through.stderr
+        without = command(home, "query", "otter")
+        assert (without.exit_code, "set EPIC_SEARCH_TOKEN" in without.stderr) == (2, True)
+        ask(server.url, "/%1b[31m?x=1", X_Request_Id="my-id")
+        log = server.log.read_text()
+    assert "secret-enough" not in log and "otter" not in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert (lines[1]["method"], lines[1]["path"], lines[1]["status"]) == ("POST", "/search", 200)
+    assert (lines[-1]["path"], lines[-1]["request_id"]) == ("/%1b[31m", "my-id")
 
 
 def test_mistakes_before_the_server_starts(home: Path, served: SimpleNamespace) -> None:
@@ -263,15 +283,5 @@ def test_mistakes_before_the_server_starts(home: Path, served: SimpleNamespace) 
         (["--token", "white space"], "printable ASCII"),
     ]:
         refused = command(home, "serve", *arguments)
-        assert (refused.returncode, refused.stdout) == (2, ""), arguments
+        assert (refused.exit_code, refused.stdout) == (2, ""), arguments
         assert words in refused.stderr
-
-
-def test_the_log_in_json(home: Path) -> None:
-    with server_process(home, "--log", "json") as server:
-        ask(server.url, "/search", {"query": "a secret question"}, X_Request_Id="my-id")
-        ask(server.url, "/%1b[31m?x=1")
-        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    first, second = lines
-    assert (first["method"], first["path"], first["status"], first["request_id"]) == ("POST", "/search", 200, "my-id")
-    assert second["path"] == "/%1b[31m" and "secret" not in server.log.read_text()
