@@ -55,20 +55,19 @@ def cut(documents: Sequence[Document], encoder: "Encoder") -> list[CutDocument]:
         for document, ids in zip(documents, title_ids, strict=True)
     ]
     texts = [d.text if title else _with_title(d.title, d.text) for d, title in zip(documents, titles, strict=True)]
-    whole = [_with_title(title, text) for title, text in zip(titles, texts, strict=True)]
-    ids = whole_ids(whole, encoder)
-    long = [i for i, known in enumerate(ids) if known is None]
+    known = _ids_of_whole([_with_title(title, text) for title, text in zip(titles, texts, strict=True)], encoder)
+    long = [i for i, ids in enumerate(known) if ids is None]
     pieces = dict(zip(long, encoder.split([texts[i] for i in long], titles=[titles[i] for i in long]), strict=True))
     cut_documents = []
-    for i, (document, title, known) in enumerate(zip(documents, titles, ids, strict=True)):
+    for i, (document, title, ids) in enumerate(zip(documents, titles, known, strict=True)):
         passages = pieces.get(i, [texts[i]])
         read = [_with_title(title, passage) for passage in passages]
-        read_ids = encoder.token_ids(read) if known is None else [known]
+        read_ids = encoder.token_ids(read) if ids is None else [ids]
         cut_documents.append(CutDocument(document, version(document), passages, read, read_ids))
     return cut_documents
 
 
-def whole_ids(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | None]:
+def _ids_of_whole(texts: Sequence[str], encoder: "Encoder") -> list[list[int] | None]:
     """The token ids of each text that the encoder reads whole, None for one that may be too long.
 
     Tokens of more than eight characters on average are rare, and of a long text only a part is looked at.

@@ -25,6 +25,8 @@ def test_show(indexed: Run, corpus: Path) -> None:
     assert shown["source_state"] == "not changed since it was indexed"
     assert shown["size"] >= shown["store_size"] > 0 < shown["list_size"]
     os.utime(corpus, (time.time() + 60, time.time() + 60))
+    indexed("teach", "read a table", "1")  # which is no reason to think that the file was read again
+    assert json.loads(indexed("indexes", "show", "corpus", "--json").stdout)["taught"] == 1
     assert "source state\tchanged since it was indexed\n" in indexed("indexes", "show", "corpus").stdout
     corpus.unlink()
     assert "is not a file or folder that is there now" in indexed("indexes", "show", "corpus").stdout

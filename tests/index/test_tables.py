@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from epic_search.errors import UserError
+from epic_search.index import Searcher, index_corpus
 from epic_search.index.corpus import Corpus
 from epic_search.index.document import Document
 from epic_search.index.sources import csv_table, json_array
@@ -321,3 +322,19 @@ def test_several_sources_make_one_corpus(tmp_path):
     ]
     size = sum((tmp_path / name).stat().st_size for name in ("a.csv", "b.jsonl"))
     assert (corpus.bytes_read, corpus.bytes_total) == (size, size)
+
+
+def test_declared_fields_of_a_table_have_their_types(tmp_path, encoder, home):
+    path = tmp_path / "c.csv"
+    path.write_text("id,text,year,score,new,zip\n1,a,2001,1.5,True,01234\n2,b,,1e3,no value,5\n3,c,MMXX,1,false,5\n")
+    fields = {"year": "int", "score": "float", "new": "bool", "zip": "keyword"}
+    report = index_corpus(path, name="test", encoder=encoder, home=home, fields=fields)
+    assert [str(problem) for problem in report.problems] == [
+        "line 3: value does not fit its field (id '2', field 'new' is bool and has 'no value')",
+        "line 4: value does not fit its field (id '3', field 'year' is int and has 'MMXX')",
+    ]
+    with Searcher.open("test", home=home, encoder=encoder) as searcher:
+        ((hit,),) = searcher.search(["a"])
+    assert hit.payload == {"year": 2001, "score": 1.5, "new": True, "zip": "01234"}
+    again = index_corpus(path, name="test", encoder=encoder, home=home)
+    assert (again.unchanged, again.encoded) == (1, 0), "the index knows its fields"

@@ -7,6 +7,8 @@ import numpy as np
 
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.index import Searcher, index_corpus
+from epic_search.index.document import Document
+from epic_search.index.passages import cut
 
 ROWS = [
     {"_id": "short", "title": "A title", "text": "a few words", "year": 2020},
@@ -52,6 +54,20 @@ def test_a_document_with_a_title_alone_is_found_by_it(tiny_encoder: Encoder, tmp
         [query_E] = tiny_encoder.encode_queries(["merging"])
         assert (hit.id, hit.title, hit.text) == ("titled", "Sorting by merging", "Sorting by merging")
         assert abs(hit.score - vector_E @ query_E) < 0.01, "the searcher may compute in bfloat16"
+
+
+def test_token_ids_of_passages_are_those_of_the_texts_that_are_read(tiny_encoder: Encoder) -> None:
+    longest = tiny_encoder.config.max_length
+    texts = ["short", "x" * longest, "x" * (longest - len("A title") - 1), "word " * 60, ""]
+    documents = [
+        Document(id=f"{title}{i}", title=title, text=text, payload={}, place="line 1", size=len(text), digest=b"")
+        for title in ("", "A title", "T" * 40)
+        for i, text in enumerate(texts)
+        if title or text
+    ]
+    for cut_document in cut(documents, tiny_encoder):
+        assert cut_document.ids == tiny_encoder.token_ids(cut_document.texts, max_length=10**6)
+        assert max(map(len, cut_document.ids)) <= longest
 
 
 def test_long_rankings_can_do_without_texts(tiny_encoder: Encoder, tmp_path: Path) -> None:
