@@ -172,7 +172,7 @@ class SentenceTransformers:
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         options = {"attn_implementation": attention, "dtype": dtype}
-        first = Transformer(str(folder), max_seq_length=LONGEST + 2, model_kwargs=options)
+        first = Transformer(str(folder), max_seq_length=2 * LONGEST, model_kwargs=options)
         pooling = Pooling(first.get_embedding_dimension(), pooling_mode="lasttoken")
         self._model = SentenceTransformer(modules=[first, pooling, Normalize()], device=device.type)
         self._size = size
