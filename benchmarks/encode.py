@@ -76,7 +76,7 @@ def main(
             for peer in (SentenceTransformers, Transformers):
                 setups[peer.name] = fastest(peer, folder, texts, where, precision, tune=tune)
             vectors = {setup: run() for setup, run in setups.items()}
-            cosines = {setup: float((found * vectors["ours"]).sum(axis=1).min()) for setup, found in vectors.items()}
+            cosines = {setup: least_cosine(found, vectors["ours"]) for setup, found in vectors.items()}
             limit = Products(ours, rows=min(cost.tokens, token_budget(where)))
             seconds = take_turns(setups | {"products": limit}, rounds=rounds)
             results[name] = row = summary(seconds, cost, limit) | {"least cosine to ours": cosines}
@@ -84,6 +84,12 @@ def main(
     if out is not None:
         settings = {"backbone": backbone, "layers": layers, "dtype": str(precision), "device": where.type}
         out.write_text(json.dumps(facts(**settings, rounds=rounds) | {"sets": results}, indent=2) + "\n", "utf-8")
+
+
+def least_cosine(a_NE: np.ndarray, b_NE: np.ndarray) -> float:
+    """Of vectors whose length may be off: sentence-transformers scales them in bfloat16."""
+    norms_N = np.linalg.norm(a_NE, axis=1) * np.linalg.norm(b_NE, axis=1)
+    return float(((a_NE * b_NE).sum(axis=1) / norms_N).min())
 
 
 def sets(tokens: int, *, seed: int) -> dict[str, list[int]]:
@@ -166,7 +172,7 @@ class SentenceTransformers:
         from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         options = {"attn_implementation": attention, "dtype": dtype}
-        first = Transformer(str(folder), max_seq_length=LONGEST + 2, model_kwargs=options)
+        first = Transformer(str(folder), max_seq_length=2 * LONGEST, model_kwargs=options)
         pooling = Pooling(first.get_embedding_dimension(), pooling_mode="lasttoken")
         self._model = SentenceTransformer(modules=[first, pooling, Normalize()], device=device.type)
         self._size = size

@@ -60,7 +60,7 @@ def main(
         FUSION,
         *(Fusion(k=k, weights=weights) for k in KS for weights in WEIGHTS),
         *(replace(FUSION, depth=depth) for depth in DEPTHS),
-        *(Fusion(depth=depth) for depth in DEPTHS),
+        *(Fusion(k=60, weights=(1.0, 1.0), depth=depth) for depth in DEPTHS),
     }
     rows: list[dict[str, Any]] = []
     for name in sets:

@@ -38,7 +38,7 @@ class RandomPassages:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
 
-    def encode_passages(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+    def encode_passages(self, texts: Sequence[str], **_: Any) -> np.ndarray:
         """Unit vectors of no meaning, (P, dim)."""
         vectors_PE = self._random.standard_normal((len(texts), self._encoder.dim), dtype=np.float32)
         return vectors_PE / np.linalg.norm(vectors_PE, axis=1, keepdims=True)

@@ -48,6 +48,8 @@ def promote(
         ),
     )
     _print(report, json=json, where=str(server), sent=f"{report.sent:,} sent")
+    if report.untaught:
+        console.note(f"{report.untaught:,} taught pairs stay here: a server keeps none")
     console.next_command(f'epic-search query "..." --index {report.name} --url {server}')
 
 

@@ -40,11 +40,13 @@ def show(name: options.IndexName, home: options.Home = None, json: options.Json 
         "dim": manifest.dim,
         "cut_to": manifest.cut_to,
         "task": manifest.task,
+        "taught": manifest.taught,
         "demonstrations": [pair.model_dump() for pair in manifest.demonstrations],
         "fields": {name: manifest.types[name].type if name in manifest.types else None for name in manifest.fields},
         "lexical": manifest.lexical is not None,
         "source": manifest.source,
         "source_state": _source_state(manifest),
+        "indexed": manifest.indexed,
         "created": manifest.created,
         "updated": manifest.updated,
         "epic_search": manifest.epic_search,
@@ -90,7 +92,7 @@ def _source_state(manifest: "Manifest") -> str | None:
         return f"{missing[0]} is not a file or folder that is there now"
     files = (file for source in sources for file in ([source] if source.is_file() else source.rglob("*")))
     # The manifest keeps whole seconds.
-    indexed = datetime.fromisoformat(manifest.updated).timestamp()
+    indexed = datetime.fromisoformat(manifest.indexed or manifest.updated).timestamp()
     if any(int(file.stat().st_mtime) > indexed for file in files if file.is_file()):
         return "changed since it was indexed"
     return "not changed since it was indexed"

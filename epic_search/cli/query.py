@@ -81,7 +81,7 @@ def query(
         typer.Option(
             "--min-score",
             help="Leave out hits of a lower score: the cosine (dense), BM25 (lexical), or the sum of reciprocal ranks, "
-            "about 0.03 at most (hybrid).",
+            "1.17 at most (hybrid).",
             show_default=False,
         ),
     ] = None,

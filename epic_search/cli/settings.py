@@ -19,6 +19,7 @@ PREFIX = "EPIC_SEARCH"
 FILE = "epic-search.toml"
 UNTOLD = ("help", "version", "install-completion", "show-completion")  # they answer at once and set nothing
 SECRETS = ("key", "token", "password")
+TRUSTED = ("url", "api-key", "token")  # not from a file that came along with the folder one works in
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +191,11 @@ class _Reading:
     def _typed(self, key: str, value: object, setting: Setting) -> Any:
         """The value as it would be typed, for typer to read and to check."""
         option = setting.option
+        if setting.key in TRUSTED and self.path == Path(FILE):
+            raise UserError(
+                f"{self.path}: {key} decides who gets your key, and a file in the current folder may come with "
+                f"somebody else's data; write it in {user_file()}, or set {setting.variables[-1]}"
+            )
         if getattr(option, "is_flag", False):
             if not isinstance(value, bool):
                 raise UserError(f"{self.path}: {key} is {_shown(value)!r}; it must be true or false")

@@ -17,7 +17,7 @@ from epic_search.index.fields import Field, inferred, misfit, read_texts
 from epic_search.index.filters import FieldType
 from epic_search.index.folder import Home
 from epic_search.index.lexical import average_length
-from epic_search.index.manifest import Manifest, StoredLexical
+from epic_search.index.manifest import Manifest, StoredLexical, now
 from epic_search.index.passages import CutDocument, cut, version
 from epic_search.index.place import IndexContents, Place, target_place
 from epic_search.index.prompts import new_prompt
@@ -127,7 +127,7 @@ def index_corpus(
             was_complete = manifest.status == "complete"
             if prompt is not None:
                 place.keep_prompt(manifest, prompt, encoder=encoder)
-            manifest.status, manifest.source = "indexing", corpus.origin
+            manifest.status, manifest.source, manifest.indexed = "indexing", corpus.origin, now()
             place.save(manifest)
             with place.contents(manifest, lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, place, progress)

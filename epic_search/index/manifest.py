@@ -53,6 +53,7 @@ class Manifest(BaseModel):
     `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
     `lexical` is None for an index without BM25 terms, as all of format 1 are. `fields` are the keys that documents
     have, `types` those of them that filters know.
+    `indexed`: when the last run over a source began; "" where an older epic-search ran it.
     `taught`: how many pairs at least its store of taught pairs holds; `demos`, `demos_k`, `boost`: how they are used.
     """
 
@@ -79,6 +80,7 @@ class Manifest(BaseModel):
     lexical: StoredLexical | None = None
     quantize: Literal["int8"] | None = None
     source: str = ""
+    indexed: str = ""
     created: str = Field(default_factory=now)
     updated: str = Field(default_factory=now)
 

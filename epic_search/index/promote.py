@@ -23,6 +23,7 @@ from epic_search.index.store.server import Layout, ServerStore
 
 PAGE_POINTS = 256
 CHECKED_POINTS = 200
+WITHOUT_TAUGHT_PAIRS = {"taught": 0, "demos": "fixed", "demos_k": None, "boost": None}  # a server keeps none
 NO_TERMS = Sparse(np.empty(0, np.uint32), np.empty(0, np.float32))
 
 Progress = Callable[[int, int], None]  # points done, points in all
@@ -30,7 +31,10 @@ Progress = Callable[[int, int], None]  # points done, points in all
 
 @dataclass(frozen=True, slots=True)
 class PromoteReport:
-    """What was moved. `sent`: passages that were not there yet; `checked`: passages read back and compared."""
+    """What was moved. `sent`: passages that were not there yet; `checked`: passages read back and compared.
+
+    `untaught`: how many taught pairs stayed behind.
+    """
 
     name: str
     documents: int
@@ -38,6 +42,7 @@ class PromoteReport:
     sent: int
     checked: int
     seconds: float
+    untaught: int = 0
 
 
 def promote(
@@ -75,7 +80,9 @@ def promote(
                     f"index '{target}' at {server} was made by encoder '{there.encoder}' and this one by "
                     f"'{manifest.encoder}'; promote it under another name with --as, or delete that one"
                 )
-            copy = manifest.model_copy(update={"name": target, "status": "indexing", "quantize": quantize})
+            copy = manifest.model_copy(
+                update={"name": target, "status": "indexing", "quantize": quantize, **WITHOUT_TAUGHT_PAIRS}
+            )
             if (begun := place.manifest()) is not None and begun.store_schema() != copy.store_schema():
                 place.begin_anew()
             place.save(copy)
@@ -85,7 +92,10 @@ def promote(
             copy.status = "complete"
             copy.documents, copy.passages = contents.documents, contents.passages
             place.save(copy)
-            return PromoteReport(target, contents.documents, contents.passages, sent, checked, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            return PromoteReport(
+                target, contents.documents, contents.passages, sent, checked, seconds, untaught=manifest.taught
+            )
 
 
 def pull(

@@ -54,15 +54,25 @@ class Collections:
 
     def manifest(self, collection: str) -> Manifest | None:
         """The manifest that a collection carries; None where it carries none, or is gone."""
+        content = self._metadata(collection).get(METADATA_KEY)
+        where = f"the metadata of collection '{collection}' at {self.connection.server}"
+        return None if content is None else Manifest.parse(content, where)
+
+    def _delete(self, collection: str) -> None:
+        self.connection(lambda client: client.delete_collection(collection))
+
+    def is_ours(self, collection: str) -> bool:
+        """Whether a collection carries a manifest, readable or not."""
+        return METADATA_KEY in self._metadata(collection)
+
+    def _metadata(self, collection: str) -> dict[str, Any]:
         try:
             info = self.connection(lambda client: client.get_collection(collection))
         except ServerError as error:
             if error.failure.kind == "missing":
-                return None
+                return {}
             raise
-        content = (info.config.metadata or {}).get(METADATA_KEY)
-        where = f"the metadata of collection '{collection}' at {self.connection.server}"
-        return None if content is None else Manifest.parse(content, where)
+        return info.config.metadata or {}
 
     def save(self, collection: str, manifest: Manifest) -> None:
         """Put a manifest into a collection's metadata."""
@@ -81,9 +91,11 @@ class Collections:
         changes.append(models.CreateAliasOperation(create_alias=alias))
         self.connection(lambda client: client.update_collection_aliases(changes))
 
-    def delete(self, collection: str) -> None:
-        """Delete a collection with all its aliases."""
-        self.connection(lambda client: client.delete_collection(collection))
+    def delete(self, name: str, *, keep: str | None = None) -> None:
+        """Delete the generations of an index except one; a collection that is not ours stays."""
+        for collection in self.generations(name):
+            if collection != keep and self.is_ours(collection):
+                self._delete(collection)
 
 
 class ServerPlace:
@@ -156,9 +168,7 @@ class ServerPlace:
             self._collections.swap(self.name, self._collection)
             self._current = self._collection
             if is_complete:
-                for collection in self._collections.generations(self.name):
-                    if collection != self._collection and self._collections.manifest(collection) is not None:
-                        self._collections.delete(collection)
+                self._collections.delete(self.name, keep=self._collection)
 
     def _create(self, manifest: Manifest) -> str:
         numbers = [_number(one) for one in self._collections.generations(self.name)]
@@ -215,9 +225,7 @@ class ServerPlace:
 
     def delete(self) -> None:
         """Delete the index with all its generations."""
-        for collection in self._collections.generations(self.name):
-            if self._collections.manifest(collection) is not None:
-                self._collections.delete(collection)
+        self._collections.delete(self.name)
 
     def close(self) -> None:
         """See Place."""

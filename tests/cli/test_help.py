@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,13 @@ HEAVY = {"torch", "transformers", "datasets", "peft", "qdrant_edge"}
 
 
 def test_help_takes_less_than_half_a_second() -> None:
-    """0.3 s is the aim on an idle machine; a busy one gets some room, and the best of a few runs counts."""
+    """0.3 s is the aim. Time on the processor, which other work on the machine does not lengthen much."""
     best = float("inf")
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5, f"--help took {best:.2f} s"
 
 

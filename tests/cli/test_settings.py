@@ -108,3 +108,14 @@ def test_default_verbs_go_by_the_name_of_their_group(run: Run, file: Path) -> No
     assert in_force(run, "eval", "model")[0] == "bm25 epic-mini"
     assert in_force(run, "eval", "demos-control") == ("all", "epic-search.toml")
     assert "no command with options" in run("config", "show", "nonsense", code=2).stderr
+
+
+@pytest.mark.parametrize("line", ['qdrant-url = "http://evil.example"', '[query]\nurl = "http://evil.example"'])
+def test_a_file_in_the_current_folder_does_not_say_who_gets_the_key(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    file.write_text(line)
+    result = run("query", "words", code=2)
+    assert "decides who gets your key" in result.stderr and "EPIC_SEARCH_QDRANT_URL" in result.stderr
+    monkeypatch.setenv("EPIC_SEARCH_CONFIG", str(file))
+    assert "decides who" not in run("config", "show").stderr

@@ -73,11 +73,12 @@ def test_each_mode_ranks_by_its_own_score(searcher, encoder):
         [hits] = searcher.search([query], k=20, explained=True)
         for hit in hits:
             n, parts = int(hit.id[1:]), []
-            for scores_P, found in ((dense_P, hit.explanation.dense), (lexical_P, hit.explanation.lexical)):
+            legs = ((dense_P, hit.explanation.dense), (lexical_P, hit.explanation.lexical))
+            for (scores_P, found), weight in zip(legs, FUSION.weights, strict=True):
                 if found is not None:
                     first, last = place(scores_P, n)
                     assert first <= found.rank <= last and found.score == pytest.approx(scores_P[n], rel=1e-3)
-                    parts.append(1 / (found.rank + FUSION.k - 1))
+                    parts.append(1 / (found.rank / weight + FUSION.k - 1))
             assert hit.score == pytest.approx(sum(parts), rel=1e-4)
 
 

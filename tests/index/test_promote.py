@@ -11,6 +11,8 @@ from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus, list_indexes
 from epic_search.index import promote as module
+from epic_search.index.manifest import Manifest
+from epic_search.index.place import place_of, stored_manifest
 from epic_search.index.promote import promote, pull
 from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
@@ -189,3 +191,12 @@ def test_a_copy_may_be_quantized(stub, there, corpus, encoder, home, monkeypatch
     assert rankings(there, encoder, queries=5) == rankings(home, encoder, queries=5)
     assert any(b'"oversampling":2.0' in body for _, path, body in stub.bodies if path.endswith("/query/batch"))
     assert [one.name for one in stub.client.get_collections().collections] == ["test--2"]
+
+
+def test_taught_pairs_stay_here_and_it_says_so(there, corpus, encoder, home):
+    index_corpus(corpus(20), name="test", encoder=encoder, home=home)
+    folder = home / "test"
+    Manifest.load(folder).model_copy(update={"taught": 3, "demos": "nearest"}).save(folder)
+    assert promote("test", home=home, server=there).untaught == 3
+    manifest = stored_manifest(place_of("test", there))
+    assert (manifest.taught, manifest.demos) == (0, "fixed")

@@ -308,6 +308,8 @@ class TestOthersCollections:
             Searcher.open("test", home=there, encoder=encoder)
         (info,) = list_indexes(there)
         assert info.status == "unreadable" and "format 99" in info.problem
+        delete_index("test", there)
+        assert generations(stub) == []
 
 
 def test_versions_that_two_runs_left_are_healed(stub, there, corpus, encoder):

@@ -7,7 +7,7 @@ import numpy as np
 
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.index import Searcher, index_corpus
-from epic_search.index.corpus import Document
+from epic_search.index.document import Document
 from epic_search.index.passages import cut
 
 ROWS = [
@@ -60,7 +60,7 @@ def test_token_ids_of_passages_are_those_of_the_texts_that_are_read(tiny_encoder
     longest = tiny_encoder.config.max_length
     texts = ["short", "x" * longest, "x" * (longest - len("A title") - 1), "word " * 60, ""]
     documents = [
-        Document(id=f"{title}{i}", title=title, text=text, payload={}, digest=b"", line=1, size=len(text))
+        Document(id=f"{title}{i}", title=title, text=text, payload={}, place="line 1", size=len(text), digest=b"")
         for title in ("", "A title", "T" * 40)
         for i, text in enumerate(texts)
         if title or text

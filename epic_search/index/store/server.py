@@ -197,7 +197,6 @@ class ServerStore:
 
     def _legs(self, query: StoreQuery, name: str) -> list[dict[str, Any]]:
         """The dense and the sparse part of a query, each as a search of its own."""
-
         legs: list[dict[str, Any]] = []
         if query.dense_E is not None:
             legs.append({"query": query.dense_E.tolist(), "using": name or None, "params": self._search_params()})
