@@ -19,6 +19,7 @@ TYPES = {
     413: "too_large",
     422: "invalid_request",
     429: "too_many_requests",
+    431: "too_large",
     500: "internal_error",
     503: "unavailable",
     504: "timeout",

@@ -14,7 +14,7 @@ from epic_search.serving.app import Service
 from epic_search.serving.problems import ApiError
 from epic_search.serving.security import is_loopback
 
-HEAD_SECONDS = 10.0  # for the request line and the headers to come
+HEAD_SECONDS = 5.0  # for the request line and the headers to come
 HEAD_BYTES = 64 * 1024
 LINGER_SECONDS = 2.0  # for a client that is refused to read why
 QUIET_SECONDS = 0.3  # without a request, after which connections are closed at the end
@@ -99,6 +99,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 self._app,
                 interface="asgi3",
+                loop="asyncio",
                 http=Connection,
                 ws="none",
                 lifespan="off",

@@ -1,6 +1,8 @@
 """What is answered, and what is said to those who ask for what cannot be: always JSON, never a 500."""
 
+import asyncio
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -298,11 +300,13 @@ def test_a_store_that_dies_is_told_as_such_and_opened_again(open_app: Open) -> N
 def test_a_served_index_is_announced_as_long_as_it_is_served(open_app: Open, home: Path) -> None:
     assert server_of(home / "notes") is None
     app = open_app()
-    app.shelf.announce("http://127.0.0.1:1234")
-    found = server_of(home / "notes")
-    assert found is not None and found.url == "http://127.0.0.1:1234"
-    app.service.close()
-    assert server_of(home / "notes") is None
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        app.shelf.announce(url)
+        found = server_of(home / "notes")
+        assert found is not None and found.url == url
+        app.service.close()
+        assert server_of(home / "notes") is None
     delete_index("notes", home)
 
 
@@ -346,3 +350,21 @@ def test_a_body_that_is_sent_in_pieces_has_the_same_limit(open_app: Open) -> Non
     client = open_app(body_bytes=1000).client
     answer = client.post("/search", content=(b"x" * 100 for _ in range(100)))
     assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_body_that_comes_too_slowly(open_app: Open) -> None:
+    asgi = open_app(body_seconds=0.1).service.asgi
+    said: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/search", "raw_path": b"/search", "headers": headers}
+    asyncio.run(asgi(scope, receive, send))
+    assert said[0]["status"] == 408
+    assert (b"connection", b"close") in said[0]["headers"]

@@ -1,7 +1,10 @@
 """The app against its own schema: whatever the schema allows or forbids, no answer is a bug's."""
 
+from contextlib import suppress
+
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from serving_helpers import Open
@@ -14,7 +17,7 @@ SHORT = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-MODES = schemathesis.GenerationMode.all()  # what the schema allows, and what it forbids
+MODES = tuple(schemathesis.GenerationMode)  # what the schema allows, and what it forbids
 
 
 def test_no_answer_is_a_server_error_and_all_are_as_the_schema_says(open_app: Open) -> None:
@@ -30,4 +33,5 @@ def test_no_answer_is_a_server_error_and_all_are_as_the_schema_says(open_app: Op
                 checks = (not_a_server_error, response_schema_conformance, status_code_conformance)
                 case.call_and_validate(checks=checks)
 
-            check()
+            with suppress(Unsatisfiable):  # an operation without parameters forbids nothing
+                check()

@@ -229,9 +229,8 @@ def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> N
 
     for parts, status in [
         ((b"nonsense\r\n\r\n",), 400),
-        ((b"GET / HTTP/1.1\r\n", *[b"X-Header: " + b"x" * 4000 + b"\r\n"] * 40), 431),
+        ((b"GET / HTTP/1.1\r\n", *[b"X-Header: " + b"x" * 4000 + b"\r\n"] * 200), 431),
         ((b"GET / HTTP/1.1\r\nHost: ",), 408),  # and then nothing
-        ((b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",), 408),
     ]:
         head, _, body = say(*parts).partition(b"\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ".encode()), (parts[0], head)
@@ -267,7 +266,8 @@ def test_a_token_is_needed_to_listen_to_others_and_then_to_ask(home: Path) -> No
         without = command(home, "query", "otter")
         assert (without.exit_code, "set EPIC_SEARCH_TOKEN" in without.stderr) == (2, True)
         ask(server.url, "/%1b[31m?x=1", X_Request_Id="my-id")
-        log = server.log.read_text()
+        while "my-id" not in (log := server.log.read_text()):  # it is written after the answer
+            time.sleep(0.01)
     assert "secret-enough" not in log and "otter" not in log
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert (lines[1]["method"], lines[1]["path"], lines[1]["status"]) == ("POST", "/search", 200)

@@ -70,19 +70,27 @@ def test_a_prompt_is_made_once(shared: SharedEncoder) -> None:
     assert shared.prompt(task="find the place", demonstrations=PAIRS) is not made[0]
 
 
-def test_searches_of_many_threads_find_what_each_finds_alone(home: Path, tiny_encoder: Encoder) -> None:
+def test_searches_of_many_threads_find_what_each_finds_alone(
+    home: Path, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries = [f"the {animal} of note {n}" for n, animal in enumerate(["otter", "heron", "lynx", "newt"] * 4)]
     sizes: list[int] = []
     with Searcher.open("notes", home=home, encoder=tiny_encoder) as searcher:
         alone = [searcher.search([query], k=1 + n % 3)[0] for n, query in enumerate(queries)]
         searcher.through(lambda store: SharedStore(store, observe=lambda asked, _: sizes.append(asked)))  # type: ignore[arg-type, return-value]
-        vectors = [tiny_encoder.encode_queries([query], prompt=searcher.prompt) for query in queries]
-        together = at_once(
-            *[
-                lambda n=n, vector=vector: searcher.search_vectors(vector, k=1 + n % 3)[0]  # type: ignore[misc]
-                for n, vector in enumerate(vectors)
-            ]
-        )
+        one_at_a_time = threading.Lock()  # the encoder is not shared here
+        encode = tiny_encoder.encode_queries
+
+        def encode_alone(*arguments: Any, **options: Any) -> np.ndarray:
+            with one_at_a_time:
+                return encode(*arguments, **options)
+
+        monkeypatch.setattr(tiny_encoder, "encode_queries", encode_alone)
+        work: list[Callable[[], Any]] = [
+            lambda query=query, n=n: searcher.search([query], k=1 + n % 3)[0]  # type: ignore[misc]
+            for n, query in enumerate(queries)
+        ]
+        together = at_once(*work)
     assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
     assert np.allclose([hit.score for hits in together for hit in hits], [hit.score for hits in alone for hit in hits])
     assert sum(sizes) == len(queries)
