@@ -1,9 +1,11 @@
 """Ctrl-C and a closed pipe, in a process of their own."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,7 @@ def test_ctrl_c_while_indexing(tmp_path: Path, tiny_encoder_folder: Path) -> Non
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Opening a pipe waits for its reader: first the check of the arguments, then the reading of the corpus.
-    os.close(os.open(corpus, os.O_WRONLY))
-    writer = os.open(corpus, os.O_WRONLY)
+    writer = _once_it_is_read(corpus, process)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     os.close(writer)
@@ -31,6 +31,19 @@ def test_ctrl_c_while_indexing(tmp_path: Path, tiny_encoder_folder: Path) -> Non
         "",
         "interrupted: what was stored is kept; run the same command again to continue.\n",
     )
+
+
+def _once_it_is_read(pipe: Path, reader: subprocess.Popen[str], *, seconds: float = 120) -> int:
+    """A descriptor to write to the pipe, as soon as the process has opened it; it ends with the process."""
+    deadline = time.monotonic() + seconds
+    while reader.poll() is None and time.monotonic() < deadline:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO, "no reader yet"
+            time.sleep(0.02)
+    reader.kill()
+    pytest.fail(f"the pipe was never read: {reader.communicate()}")
 
 
 @pytest.mark.parametrize("arguments", [["models", "list"], ["models", "list", "--json"], ["--help"]], ids=" ".join)

@@ -282,7 +282,7 @@ def test_pipe_as_corpus(corpus, encoder, home, tmp_path):
 
     path, pipe = corpus(50), tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()))
+    writer = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()), daemon=True)
     writer.start()
     report = index_corpus(pipe, name="test", encoder=encoder, home=home)
     writer.join()
