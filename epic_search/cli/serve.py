@@ -69,8 +69,8 @@ def serve(
     it, after what was asked is answered.
     """
     console.need_extra("serve", "fastapi", "uvicorn")
-    # Batches differ in length, and oneDNN keeps a kernel for each, a megabyte and more: 1024 of them by default. It reads
-    # these variables when torch first multiplies.
+    # Batches differ in length, and oneDNN keeps kernels for each, of a megabyte and more: 1024 of them by default. It
+    # reads these variables when torch first multiplies.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     from epic_search.serving.app import Service
