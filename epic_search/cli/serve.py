@@ -1,5 +1,6 @@
 """`epic-search serve`: answer other programs over HTTP."""
 
+import os
 import signal
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -68,6 +69,10 @@ def serve(
     it, after what was asked is answered.
     """
     console.need_extra("serve", "fastapi", "uvicorn")
+    # Batches differ in length, and oneDNN keeps kernels for each, of a megabyte and more: 1024 of them by default. It
+    # reads these variables when torch first multiplies.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
     from epic_search.serving.app import Service
     from epic_search.serving.gate import Gate
     from epic_search.serving.log import quiet_libraries

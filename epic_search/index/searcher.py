@@ -62,7 +62,10 @@ class Document:
 
 
 class Searcher:
-    """An open index and the encoder that made it. Close it, or use it in a `with` statement."""
+    """An open index and the encoder that made it. Close it, or use it in a `with` statement.
+
+    `lock`: what keeps other processes out of it; None where nothing has to.
+    """
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Searcher:
         self._contents = contents
         self._store = contents.store
         self._taught_pairs = taught
-        self._lock = lock
+        self.lock = lock
         self._opened = opened
 
     @classmethod
@@ -310,16 +313,6 @@ class Searcher:
         """Search the store through another with its face, which is closed before it."""
         self._store = other(self._store)
         self._opened.callback(self._store.close)
-
-    def announce(self, url: str) -> None:
-        """Say to other processes where this one answers for the index, which they cannot open meanwhile."""
-        if self._lock is not None:
-            self._lock.announce(url)
-
-    @property
-    def is_in_place(self) -> bool:
-        """Whether the index is still there: not deleted since, nor made again."""
-        return self._lock is None or self._lock.is_in_place
 
     def close(self) -> None:
         """Close the index."""

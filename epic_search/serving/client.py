@@ -9,12 +9,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from epic_search.errors import Unavailable, UserError
-from epic_search.index.lock import served_at
+from epic_search.index.lock import LOCK_FILE, served_at
 from epic_search.index.manifest import Manifest
 from epic_search.index.taught import Lesson, TaughtPair
 
@@ -139,8 +140,17 @@ def server_of(folder: Path) -> Client | None:
     if url is None:
         return None
     address = urlsplit(url)
+    if not _is_this_machine(address.hostname or ""):
+        raise UserError(f"the lock of {folder} names a server elsewhere ({url}); remove {LOCK_FILE} there")
     try:
         socket.create_connection((address.hostname, address.port), timeout=SECONDS).close()
     except ConnectionRefusedError:
         return None  # it was killed, and its store is about to end, too: to open the index waits for that
     return Client(url)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

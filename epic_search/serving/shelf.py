@@ -56,7 +56,8 @@ class Served:
 
     def _enter(self) -> Searcher:
         with self._changing:
-            if self._searcher is not None and not self._searcher.is_in_place:
+            lock = self._searcher.lock if self._searcher is not None else None
+            if lock is not None and not lock.is_in_place:
                 self._is_lost = True
             if self._is_lost:
                 if self._users:
@@ -122,7 +123,7 @@ class Shelf:
         self._url = url
         for name in self.names:
             with self.use(name) as searcher:
-                searcher.announce(url)
+                _announce(searcher, url)
 
     def close(self) -> None:
         """Close all."""
@@ -150,7 +151,7 @@ class Shelf:
         observe = self._metrics.batches_of("store")
         searcher.through(lambda store: cast("VectorStore", SharedStore(store, observe=observe)))
         if self._url is not None:
-            searcher.announce(self._url)
+            _announce(searcher, self._url)
         return searcher
 
     def _encoder(self, manifest: Manifest) -> SharedEncoder:
@@ -164,3 +165,8 @@ class Shelf:
 
     def _waiting_tokens(self) -> float:
         return float(sum(encoder.waiting_tokens for encoder in list(self._encoders.values())))
+
+
+def _announce(searcher: Searcher, url: str) -> None:
+    if searcher.lock is not None:
+        searcher.lock.announce(url)
