@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from epic_search.errors import UserError
 from epic_search.index.adaptation import Adapted, adapt
+from epic_search.index.corpus_map import CorpusMap
 from epic_search.index.explanation import Explanation, explain
 from epic_search.index.fields import DOCUMENT_ID, known, path, value_of
 from epic_search.index.filter_parser import parse
@@ -64,7 +65,7 @@ class Document:
 class Searcher:
     """An open index and the encoder that made it. Close it, or use it in a `with` statement.
 
-    `lock`: what keeps other processes out of it; None where nothing has to.
+    `lock`: what keeps other processes out of it; None where nothing has to. `map`: its documents in a plane.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Searcher:
         self._store = contents.store
         self._taught_pairs = taught
         self.lock = lock
+        self.map = CorpusMap(contents)
         self._opened = opened
 
     @classmethod

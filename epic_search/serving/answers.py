@@ -125,6 +125,19 @@ def document(indexes: "Indexes", index: str, document_id: str) -> schemas.Docume
     return schemas.DocumentAnswer(**asdict(found))
 
 
+def corpus_map(shelf: "Shelf", index: str, document_ids: Sequence[str]) -> schemas.MapAnswer:
+    """Where these documents lie, or, without any, a sample of all."""
+    with shelf.use(index) as searcher:
+        spots = searcher.map.spots(document_ids) if document_ids else searcher.map.sample()
+    return schemas.MapAnswer(
+        index=index,
+        ids=[spot.id for spot in spots],
+        titles=[spot.title for spot in spots],
+        x=[spot.x for spot in spots],
+        y=[spot.y for spot in spots],
+    )
+
+
 def demonstrations(shelf: "Shelf", index: str) -> schemas.DemonstrationsAnswer:
     """What the index was taught."""
     with shelf.use(index) as searcher:

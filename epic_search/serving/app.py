@@ -1,17 +1,15 @@
 """The HTTP interface: which path answers what. What stands around it (security, log, limits) is added here too."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp
 
 from epic_search import __version__
-from epic_search.serving import answers, handlers, problems, schemas
+from epic_search.serving import answers, handlers, page_files, problems, schemas
 from epic_search.serving.gate import Gate
 from epic_search.serving.log import Journal, LogStyle
 from epic_search.serving.metrics import Metrics
@@ -19,7 +17,6 @@ from epic_search.serving.problems import ApiError, ProblemAnswer
 from epic_search.serving.security import Access, Guard
 from epic_search.serving.shelf import Shelf
 
-PAGE = Path(__file__).parent / "page"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemAnswer, "description": problems.TYPES[status]}
     for status in (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
@@ -45,7 +42,7 @@ class Service:
         _add_search(self.app, self)
         _add_indexes(self.app, self)
         _add_health(self.app, self)
-        _add_page(self.app, self)
+        page_files.install(self.app)
         self.asgi: ASGIApp = Journal(Guard(self.app, access=access), metrics=metrics, style=log)
 
     def close(self) -> None:
@@ -91,6 +88,17 @@ def _add_indexes(app: FastAPI, service: Service) -> None:
         """A document with all its passages."""
         return await gate.answer(request, lambda: answers.document(shelf, name, document_id))
 
+    @app.get("/indexes/{name}/map", tags=["indexes"])
+    async def corpus_map(
+        request: Request,
+        name: str,
+        document: Annotated[
+            list[schemas.DocumentId] | None, Query(description="Only these.", max_length=schemas.MAX_SPOTS)
+        ] = None,
+    ) -> schemas.MapAnswer:
+        """Documents in a plane: a sample, or those asked for."""
+        return await gate.answer(request, lambda: answers.corpus_map(shelf, name, document or []))
+
     @app.get("/indexes/{name}/demonstrations", tags=["demonstrations"])
     async def demonstrations(request: Request, name: str) -> schemas.DemonstrationsAnswer:
         """What an index was taught, oldest first."""
@@ -134,18 +142,3 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Counters for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_page(app: FastAPI, service: Service) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        index = PAGE / "index.html"
-        if index.is_file():
-            return FileResponse(index)
-        links = ["/docs", "/indexes", "/v1/models", "/healthz", "/metrics"]
-        return JSONResponse(
-            {"name": "epic-search", "version": __version__, "indexes": service.shelf.names, "see": links}
-        )
-
-    if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE))

@@ -17,6 +17,7 @@ MAX_TEXTS = 2048
 MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_PAIRS = 10_000
+MAX_SPOTS = 200
 
 Query = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 Task = Annotated[str, Field(max_length=QUERY_CHARACTERS)]
@@ -259,6 +260,16 @@ class DocumentAnswer(BaseModel):
     title: str
     passages: list[str]
     payload: dict[str, Any]
+
+
+class MapAnswer(BaseModel):
+    """Documents in a plane, those of alike texts near each other; `x` and `y`, from -1 to 1, in the order of `ids`."""
+
+    index: str
+    ids: list[str]
+    titles: list[str]
+    x: list[float]
+    y: list[float]
 
 
 class Lesson(Request):

@@ -1,0 +1,136 @@
+"""A picture of a corpus: its documents in a plane, those of alike texts near each other.
+
+The plane is that of the two principal components of the stored vectors, of a sample however large the index is. They
+come from a randomised singular value decomposition (Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4),
+which is quick for wide vectors too, and the same at every call.
+
+Shapes: P points, E dimensions of a vector, 2 those of the plane.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from epic_search.index.passages import point_id
+
+if TYPE_CHECKING:
+    from epic_search.index.place import IndexContents
+    from epic_search.index.store.protocol import StoredPoint, VectorStore
+
+SAMPLE = 5000  # passages that the plane is fitted to
+PAGE = 128  # passages read at once: searches go on in between
+CHARACTERS = 120_000  # of ids and titles in a map: about 1,500 documents
+TITLE = 80  # characters
+SPREAD = 99.0  # percentile of the coordinates that lies at the edge: a stray document does not shrink the others
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A document in the plane; `x` and `y` are from -1 to 1."""
+
+    id: str
+    title: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """Where vectors lie: their distances from the mean (E,) along two axes (E, 2), as parts of `reach` (2,)."""
+
+    mean_E: np.ndarray
+    axes_E2: np.ndarray
+    reach_2: np.ndarray
+
+    def places(self, vectors_PE: np.ndarray) -> np.ndarray:
+        """(P, 2) coordinates from -1 to 1."""
+        places_P2 = (vectors_PE - self.mean_E) @ self.axes_E2 / self.reach_2
+        return np.clip(places_P2, -1.0, 1.0)
+
+
+class CorpusMap:
+    """The map of an open index: made when it is first asked for, and again when the number of passages has changed."""
+
+    def __init__(self, contents: "IndexContents") -> None:
+        self._contents = contents
+        self._one_at_a_time = threading.Lock()
+        self._passages: int | None = None
+        self._plane = plane_of(np.zeros((0, 1), dtype=np.float32))
+        self._sample: list[Spot] = []
+
+    def sample(self) -> list[Spot]:
+        """Documents of all kinds: all of a small index, else as many as their names leave room for."""
+        self._make()
+        return self._sample
+
+    def spots(self, document_ids: Sequence[str]) -> list[Spot]:
+        """These documents, by their first passages; those that are not in the index are left out."""
+        self._make()
+        store = self._contents.store
+        versions = self._contents.versions(list(document_ids))
+        points = [point_id(id, version, 0) for id, version in versions.items()]
+        found = [page.points[0] for id in points if (page := store.scroll(start=id, limit=1)).points]
+        return self._spots([stored for stored in found if stored.point.id in points])
+
+    def _make(self) -> None:
+        store = self._contents.store
+        with self._one_at_a_time:
+            if (passages := store.count()) == self._passages:
+                return
+            first = list(_first_passages(store))
+            self._plane = plane_of(np.array([stored.dense[""] for stored in first], dtype=np.float32))
+            self._sample, room = [], CHARACTERS
+            for spot in self._spots(first):
+                room -= len(spot.id) + len(spot.title)
+                if room < 0:
+                    break
+                self._sample.append(spot)
+            self._passages = passages
+
+    def _spots(self, found: "Sequence[StoredPoint]") -> list[Spot]:
+        if not found:
+            return []
+        places_P2 = self._plane.places(np.array([stored.dense[""] for stored in found], dtype=np.float32))
+        return [
+            Spot(stored.point.payload["id"], _title(stored), round(float(x), 3), round(float(y), 3))
+            for stored, (x, y) in zip(found, places_P2, strict=True)
+        ]
+
+
+def plane_of(vectors_PE: np.ndarray) -> Plane:
+    """The plane in which vectors differ most; any plane where fewer than three differ."""
+    width = vectors_PE.shape[1] if len(vectors_PE) else 1
+    if len(vectors_PE) < 2:
+        return Plane(np.zeros(width), np.zeros((width, 2)), np.ones(2))
+    mean_E = vectors_PE.mean(axis=0)
+    centred_PE = vectors_PE - mean_E
+    guess_E8 = np.random.default_rng(0).standard_normal((width, 8)).astype(np.float32)
+    for _ in range(4):
+        basis_P8, _ = np.linalg.qr(centred_PE @ guess_E8)
+        guess_E8, _ = np.linalg.qr(centred_PE.T @ basis_P8)
+    _, _, turned_28 = np.linalg.svd(centred_PE @ guess_E8, full_matrices=False)
+    axes_E2 = np.zeros((width, 2), dtype=np.float32)
+    found_E2 = guess_E8 @ turned_28[:2].T
+    # The sign of an axis is arbitrary: its largest part is positive, so that a map does not flip.
+    largest_2 = np.abs(found_E2).argmax(axis=0)
+    axes_E2[:, : found_E2.shape[1]] = found_E2 * np.sign(found_E2[largest_2, np.arange(found_E2.shape[1])])
+    reach_2 = np.percentile(np.abs(centred_PE @ axes_E2), SPREAD, axis=0)
+    return Plane(mean_E, axes_E2, np.where(reach_2 > 0, reach_2, 1.0))
+
+
+def _first_passages(store: "VectorStore") -> "Iterator[StoredPoint]":
+    """Of each document in a sample its first passage. Points come in the order of their ids, which are hashes."""
+    start: str | None = None
+    for _ in range(0, SAMPLE, PAGE):
+        page = store.scroll(limit=PAGE, start=start)
+        yield from (stored for stored in page.points if stored.point.payload["passage"] == 0)
+        if (start := page.next) is None:
+            return
+
+
+def _title(stored: "StoredPoint") -> str:
+    payload = stored.point.payload
+    return str(payload.get("title") or payload["text"])[:TITLE]

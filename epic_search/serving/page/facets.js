@@ -1,0 +1,111 @@
+// The filter: what was typed, and values chosen as chips. One text for the server, whose errors point into what was typed.
+
+import { count, find, h, short } from "./dom.js";
+
+const FIELDS = 16; // asked for at first, to see which are worth showing
+const SHOWN_FIELDS = 4;
+const SHOWN_VALUES = 7;
+const COUNTED = ["keyword", "int", "bool"];
+
+const quoted = (text) => `"${String(text).replace(/[\\"]/g, "\\$&")}"`;
+
+export class Filters {
+  #chosen = new Map(); // field -> values
+  #fields = []; // those that are counted
+  #isNew = true;
+
+  constructor({ changed }) {
+    this.input = find("filter");
+    this.error = find("filter-error");
+    this.list = find("facets");
+    this.changed = changed;
+  }
+
+  // Begin anew with the fields of another index.
+  use(fields) {
+    this.#chosen.clear();
+    this.#fields = Object.keys(fields).filter((name) => COUNTED.includes(fields[name])).slice(0, FIELDS);
+    this.#isNew = true;
+    this.list.hidden = true;
+    const [name, type] = Object.entries(fields).find(([field]) => field !== "id") ?? ["id", "keyword"];
+    this.input.placeholder = `${name} ${type === "keyword" ? "= …" : type === "bool" ? "= true" : ">= …"}`;
+    this.explain(null);
+  }
+
+  get typed() {
+    return this.input.value.trim();
+  }
+
+  get fields() {
+    return this.#fields;
+  }
+
+  // What the server is asked: what was typed comes first, so that positions in it are easily found again.
+  get text() {
+    const chosen = [...this.#chosen].map(([field, values]) => `${quoted(field)} in (${[...values].map(quoted).join(", ")})`);
+    if (!chosen.length) return this.typed;
+    return [...(this.typed ? [`(${this.typed})`] : []), ...chosen].join(" and ");
+  }
+
+  // Say what is wrong with the filter, and where; null: nothing.
+  explain(problem) {
+    this.error.hidden = problem === null;
+    this.input.setAttribute("aria-invalid", String(problem !== null));
+    if (problem === null) return this.error.replaceChildren();
+    const text = this.typed;
+    const at = Math.min(problem.position - (this.#chosen.size && text ? 1 : 0), text.length);
+    const words = problem.message.replace(/^filter: /, "");
+    this.error.replaceChildren(
+      h("code", { dir: "ltr" }, text.slice(0, at), h("mark", {}, text.slice(at, at + 1) || " "), text.slice(at + 1)),
+      h("span", {}, `${words[0].toUpperCase()}${words.slice(1)}${problem.hint ? `; ${problem.hint}` : ""} (character ${at + 1})`),
+    );
+  }
+
+  // Chips for the values of the fields, as the server has counted them.
+  show(facets) {
+    if (this.#isNew) {
+      // A field whose values are all different tells nothing here.
+      this.#fields = this.#fields.filter((field) => facets[field]?.[0]?.documents > 1).slice(0, SHOWN_FIELDS);
+      this.#isNew = false;
+    }
+    const focused = document.activeElement?.dataset?.facet;
+    const groups = this.#fields.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
+    this.list.replaceChildren(...groups);
+    this.list.hidden = groups.length === 0;
+    if (focused) [...this.list.querySelectorAll("button")].find((chip) => chip.dataset.facet === focused)?.focus();
+  }
+
+  #group(field, values) {
+    const chosen = this.#chosen.get(field) ?? new Set();
+    const missing = [...chosen].filter((value) => !values.some((one) => one.value === value));
+    const shown = [...missing.map((value) => ({ value, documents: 0 })), ...values.slice(0, SHOWN_VALUES)];
+    if (!shown.length) return null;
+    const chips = shown.map(({ value, documents }) => this.#chip(field, value, documents, chosen.has(value)));
+    return h("div", { class: "facet", role: "group", "aria-label": `Only with this ${field}` }, h("span", { class: "field-name" }, short(field, 30)), ...chips);
+  }
+
+  #chip(field, value, documents, isChosen) {
+    return h(
+      "button",
+      {
+        type: "button",
+        class: "chip",
+        dir: "auto",
+        "data-facet": JSON.stringify([field, value]),
+        "aria-pressed": isChosen,
+        "aria-label": `${field} ${short(value, 60)}, ${count(documents, "document")}`,
+        onclick: () => this.#toggle(field, value),
+      },
+      short(value, 40),
+      h("small", {}, documents.toLocaleString("en")),
+    );
+  }
+
+  #toggle(field, value) {
+    const values = this.#chosen.get(field) ?? new Set();
+    if (!values.delete(value)) values.add(value);
+    if (values.size) this.#chosen.set(field, values);
+    else this.#chosen.delete(field);
+    this.changed();
+  }
+}

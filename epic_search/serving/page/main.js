@@ -1,0 +1,279 @@
+// The page: what is searched, and what happens when something is taught. Its parts are in the files beside.
+
+import * as server from "./api.js";
+import { calm, count, find, h, short } from "./dom.js";
+import { Filters } from "./facets.js";
+import { Ranking } from "./hits.js";
+import { wordsOf } from "./highlight.js";
+import { listen } from "./keys.js";
+import { CorpusMap } from "./map.js";
+import { read } from "./reader.js";
+import { Demonstrations, keyOf, percent } from "./taught.js";
+import { Trouble } from "./trouble.js";
+
+const TYPING = 280; // milliseconds without a key after which a search begins
+const PAGE = 10;
+const RELATED = 7; // hits of the related query
+const MOST = 1000;
+const SUGGESTIONS = 5;
+
+const SCORES = {
+  hybrid: "Ranked by meaning and by words together. A score adds up reciprocal ranks in the two: it tells the order, not how alike query and document are.",
+  dense: "Ranked by meaning alone. A score is the cosine of query and passage, at most 1.",
+  lexical: "Ranked by words alone. A score is BM25: the query's words in the passage, rare ones counting more. What was taught has no part in it.",
+};
+
+let indexes = [];
+let index = null; // the chosen one, as the server describes it
+let shown = PAGE;
+let running = null; // the search that is under way
+let results = null; // the latest answers: of the query and, where there is one, of the related query
+let canTeach = true;
+let isChanging = false;
+let typing = null;
+const recent = [];
+
+const query = find("query");
+const related = find("related");
+const trouble = new Trouble();
+const filters = new Filters({ changed: () => fresh() });
+const demonstrations = new Demonstrations(find("taught"), find("taught-none"), {
+  changed: rerank,
+  remove: (pair) => change(() => demonstrations.forget(pair)),
+});
+const main = new Ranking(find("hits"), { open, teach: (hit) => teach(main, hit) });
+const beside = new Ranking(find("related-hits"), { compact: true, open, teach: (hit) => teach(beside, hit) });
+const map = new CorpusMap({ open });
+
+const mode = () => find("modes").querySelector("input:checked").value;
+const asked = () => [query.value.trim(), related.value.trim()].filter((text, i) => i === 0 || text);
+
+// Do something that asks the server; what goes wrong is said, and `again` does it once more.
+async function attempt(act, again = () => attempt(act)) {
+  try {
+    await act();
+    return true;
+  } catch (problem) {
+    if (problem.name === "AbortError") return false;
+    if (!(problem instanceof server.Problem)) throw problem;
+    if (problem.status === 401) askToken(again);
+    else if (problem.position !== null) filters.explain(problem);
+    else trouble.show(problem, again);
+    return false;
+  }
+}
+
+// Change what is taught: one change at a time.
+async function change(act) {
+  if (isChanging) return;
+  isChanging = true;
+  try {
+    await attempt(act);
+  } finally {
+    isChanging = false;
+    find("undo").hidden = !demonstrations.canUndo;
+  }
+}
+
+function askToken(again) {
+  const dialog = find("token-dialog");
+  if (server.hasToken()) find("token-why").textContent = "That was not the right one. Whoever started the server knows it.";
+  find("token-form").onsubmit = () => {
+    server.setToken(find("token").value);
+    find("token").value = "";
+    again();
+  };
+  if (!dialog.open) dialog.showModal();
+}
+
+// Everything from the start: the indexes, then what the address says.
+async function begin() {
+  const place = new URLSearchParams(location.hash.slice(1));
+  indexes = await server.indexes();
+  trouble.clear();
+  if (!indexes.length) throw new server.Problem(404, { message: "no index can be used now", hint: "index some documents with 'epic-search index FILE', then serve them" });
+  find("index").replaceChildren(...indexes.map(({ name }) => h("option", { value: name }, name)));
+  query.value = place.get("q") ?? "";
+  related.value = place.get("related") ?? "";
+  await choose(indexes.find(({ name }) => name === place.get("index")) ?? indexes[0], place);
+}
+
+async function choose(chosen, place = new URLSearchParams()) {
+  index = chosen;
+  find("index").value = index.name;
+  find("about").textContent = `${count(index.documents, "document")} · ${index.encoder.split("/").pop()}`;
+  filters.use(index.fields);
+  filters.input.value = place.get("filter") ?? "";
+  for (const input of find("modes").querySelectorAll("input")) {
+    input.disabled = !index.modes.includes(input.value);
+    input.checked = input.value === (index.modes.includes(place.get("mode")) ? place.get("mode") : index.modes[0]);
+  }
+  map.load(index.name, index.documents);
+  canTeach = true;
+  try {
+    await demonstrations.load(index.name);
+  } catch (problem) {
+    if (problem.status !== 422) throw problem;
+    canTeach = false; // an index on a Qdrant server
+    find("taught-none").textContent = `${problem.message}; ${problem.hint ?? ""}`;
+  }
+  await fresh();
+}
+
+// A new search, from its first page.
+function fresh() {
+  shown = PAGE;
+  return attempt(() => search());
+}
+
+async function search({ moves = false } = {}) {
+  clearTimeout(typing);
+  running?.abort();
+  const [text, other] = asked();
+  remember();
+  if (!text) return show(null);
+  running = new AbortController();
+  const { signal } = running;
+  find("hits").setAttribute("aria-busy", "true");
+  const question = { index: index.name, k: shown, mode: mode(), explain: true, queries: asked(), facets: filters.fields };
+  if (filters.text) question.filter = filters.text;
+  const started = performance.now();
+  const answer = await server.search(question, signal);
+  trouble.clear();
+  filters.explain(null);
+  filters.show(answer.facets);
+  return show({ query: answer.results[0], related: other ? answer.results[1] : null, seconds: (performance.now() - started) / 1000 }, { moves });
+}
+
+// Show answers. Returns how many hits moved: of the query, and of the related one.
+function show(answers, { moves = false } = {}) {
+  results = answers;
+  document.body.dataset.view = answers ? "results" : "start";
+  find("hits").setAttribute("aria-busy", "false");
+  if (!moves) find("news").hidden = true;
+  const options = (result) => ({ right: demonstrations.rightFor(result?.query ?? ""), canTeach: canTeach && mode() !== "lexical", moves });
+  const of = answers?.query ?? null;
+  const other = answers?.related ?? null;
+  const moved = [
+    main.show(of, options(of)),
+    beside.show(other && { ...other, hits: other.hits.slice(0, RELATED) }, options(other)),
+  ];
+  demonstrations.show(pullsOf(of));
+  suggest();
+  const pull = Math.max(0, ...pullsOf(other).values());
+  find("related-pull").hidden = !pull;
+  find("related-pull").textContent = `What was taught pulls it with a weight of ${percent(pull)}.`;
+  map.mark(main.hits.map(({ id }) => id), beside.hits.map(({ id }) => id), demonstrations.pairs.map((pair) => pair.document).filter(Boolean));
+  if (of) describe(of, answers.seconds);
+  return moved;
+}
+
+function describe(result, seconds) {
+  const found = result.hits.length;
+  const where = filters.text ? " that pass the filter" : "";
+  find("count").textContent = found ? `The best ${found === 1 ? "document" : found}${where}, in ${seconds.toFixed(2)} s` : `Nothing was found${where}. ${filters.text ? "Take a condition out of the filter." : mode() === "lexical" ? "No document has these words: try another mode." : "Try other words."}`;
+  find("scores").textContent = found ? `${result.remark ? `Remark: ${result.remark}. ` : ""}${SCORES[result.mode]}` : "";
+  find("more").hidden = found < shown || shown >= MOST;
+}
+
+// Of each taught pair that pulls the query of a result, by its key, how strongly.
+const pullsOf = (result) => new Map((result?.taught?.pairs ?? []).filter((pair) => pair.weight > 0).map((pair) => [keyOf(pair), pair.weight]));
+
+function teach(ranking, hit) {
+  if (!canTeach || mode() === "lexical") return;
+  const text = ranking === main ? results.query.query : results.related.query;
+  keep(text);
+  return change(() => demonstrations.toggle(text, hit.id));
+}
+
+// The index has learned or forgotten a pair: rank both queries anew, and say what that did.
+function rerank(news) {
+  return attempt(async () => {
+    const moved = await search({ moves: true });
+    if (results) tell(news, moved);
+  });
+}
+
+function tell({ kind, pair }, [moved, movedBeside]) {
+  const pulled = pullsOf(results.related).get(keyOf(pair)) ?? 0;
+  const here = moved ? `${count(moved, "document")} moved` : "No document moved";
+  const there = results.related ? `, ${movedBeside || "none"} for the related query` : "";
+  const then = kind !== "taught"
+    ? "what was taught is taken back."
+    : !results.related
+      ? "queries like this one are now pulled the same way. Try one beside."
+      : pulled
+        ? `this pair now also pulls the related query, with a weight of ${percent(pulled)}.`
+        : "the related query is too far from this one to be pulled.";
+  find("news").querySelector("p").textContent = `${here}${there}: ${then}`;
+  find("news").hidden = false;
+  const item = [...main.list.children].find((one) => one.dataset.id === pair.document);
+  item?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+}
+
+const undo = () => change(() => demonstrations.undo());
+
+// Queries worth trying beside this one: those asked here before, those taught, else titles of other hits.
+function suggest() {
+  const taken = new Set(asked());
+  const titles = main.hits.slice(1, 4).map((hit) => short(hit.title, 60)).filter(Boolean);
+  const all = new Set([...recent, ...demonstrations.pairs.map((pair) => pair.query).reverse(), ...titles]);
+  const texts = [...all].filter((text) => !taken.has(text)).slice(0, SUGGESTIONS);
+  const chips = texts.map((text) => h("button", { type: "button", class: "chip", dir: "auto", onclick: () => { related.value = text; attempt(() => search()); } }, short(text, 60)));
+  find("suggestions").replaceChildren(...(related.value ? [] : chips));
+}
+
+function keep(text) {
+  const known = recent.indexOf(text);
+  if (known >= 0) recent.splice(known, 1);
+  recent.unshift(text);
+}
+
+async function open(hit) {
+  const result = [results?.query, results?.related].find((one) => one?.hits.some(({ id }) => id === hit.id));
+  const found = result?.hits.find(({ id }) => id === hit.id);
+  if (result) keep(result.query);
+  await attempt(async () => {
+    const document_ = await server.openDocument(index.name, hit.id);
+    read(document_, { found: found?.text, words: found ? wordsOf(found, result.query) : [] });
+  });
+}
+
+// The address holds what is searched, after the #: it is never sent to a server.
+function remember() {
+  const place = new URLSearchParams();
+  const values = { q: query.value.trim(), related: related.value.trim(), filter: filters.typed, mode: mode() === index.modes[0] ? "" : mode(), index: index === indexes[0] ? "" : index.name };
+  for (const [name, value] of Object.entries(values)) if (value) place.set(name, value);
+  history.replaceState(null, "", place.size ? `#${place}` : location.pathname);
+  document.title = values.q ? `${short(values.q, 60)} · epic-search` : "epic-search";
+}
+
+function listenToType(input) {
+  input.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => { if (index) fresh(); }, TYPING);
+  });
+}
+
+for (const input of [query, related, filters.input]) listenToType(input);
+const ask = () => (index ? fresh() : attempt(begin));
+for (const input of [related, filters.input]) {
+  input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); keep(query.value.trim()); ask(); } });
+}
+find("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (query.value.trim()) keep(query.value.trim());
+  ask();
+});
+find("modes").addEventListener("change", () => { if (index) fresh(); });
+find("index").addEventListener("change", () => attempt(() => choose(indexes.find(({ name }) => name === find("index").value))));
+find("more").addEventListener("click", async () => {
+  const first = main.hits.length;
+  shown = Math.min(MOST, shown + PAGE);
+  if (await attempt(() => search())) main.focus(first);
+});
+find("undo").addEventListener("click", undo);
+listen({ rankings: [main, beside], teach, undo });
+addEventListener("hashchange", () => attempt(begin));
+
+attempt(begin);
