@@ -1,7 +1,7 @@
 """A picture of a corpus: its documents in a plane, those of alike texts near each other.
 
-The plane is that of the two principal components of the stored vectors, of a sample however large the index is. They
-come from a randomised singular value decomposition (Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4),
+The plane is that of the first two principal components of stored vectors, of a sample where there are many. They come
+from a randomised singular value decomposition (Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4),
 which is quick for wide vectors too, and the same at every call.
 
 Shapes: P points, E dimensions of a vector, 2 those of the plane.
@@ -24,7 +24,7 @@ SAMPLE = 5000  # passages that the plane is fitted to
 PAGE = 128  # passages read at once: searches go on in between
 CHARACTERS = 120_000  # of ids and titles in a map: about 1,500 documents
 TITLE = 80  # characters
-SPREAD = 99.0  # percentile of the coordinates that lies at the edge: a stray document does not shrink the others
+SPREAD = (0.5, 99.5)  # percentiles that lie near the edges: a stray document does not shrink the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class Spot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plane:
-    """Where vectors lie: their distances from the mean (E,) along two axes (E, 2), as parts of `reach` (2,)."""
+    """Where vectors lie along two axes (E, 2): those from `low` to `high` (2,) there fill it."""
 
-    mean_E: np.ndarray
     axes_E2: np.ndarray
-    reach_2: np.ndarray
+    low_2: np.ndarray
+    high_2: np.ndarray
 
     def places(self, vectors_PE: np.ndarray) -> np.ndarray:
         """(P, 2) coordinates from -1 to 1."""
-        places_P2 = (vectors_PE - self.mean_E) @ self.axes_E2 / self.reach_2
-        return np.clip(places_P2, -1.0, 1.0)
+        places_P2 = 2 * (vectors_PE @ self.axes_E2 - self.low_2) / (self.high_2 - self.low_2) - 1
+        return np.clip(0.95 * places_P2, -1.0, 1.0)
 
 
 class CorpusMap:
@@ -102,23 +102,21 @@ class CorpusMap:
 
 def plane_of(vectors_PE: np.ndarray) -> Plane:
     """The plane in which vectors differ most; any plane where fewer than three differ."""
-    width = vectors_PE.shape[1] if len(vectors_PE) else 1
+    width = vectors_PE.shape[-1]
     if len(vectors_PE) < 2:
-        return Plane(np.zeros(width), np.zeros((width, 2)), np.ones(2))
-    mean_E = vectors_PE.mean(axis=0)
-    centred_PE = vectors_PE - mean_E
+        return Plane(np.zeros((width, 2), dtype=np.float32), -np.ones(2), np.ones(2))
+    centred_PE = vectors_PE - vectors_PE.mean(axis=0)
     guess_E8 = np.random.default_rng(0).standard_normal((width, 8)).astype(np.float32)
     for _ in range(4):
         basis_P8, _ = np.linalg.qr(centred_PE @ guess_E8)
         guess_E8, _ = np.linalg.qr(centred_PE.T @ basis_P8)
     _, _, turned_28 = np.linalg.svd(centred_PE @ guess_E8, full_matrices=False)
-    axes_E2 = np.zeros((width, 2), dtype=np.float32)
-    found_E2 = guess_E8 @ turned_28[:2].T
+    axes_E2 = guess_E8 @ turned_28[:2].T
     # The sign of an axis is arbitrary: its largest part is positive, so that a map does not flip.
-    largest_2 = np.abs(found_E2).argmax(axis=0)
-    axes_E2[:, : found_E2.shape[1]] = found_E2 * np.sign(found_E2[largest_2, np.arange(found_E2.shape[1])])
-    reach_2 = np.percentile(np.abs(centred_PE @ axes_E2), SPREAD, axis=0)
-    return Plane(mean_E, axes_E2, np.where(reach_2 > 0, reach_2, 1.0))
+    axes_E2 *= np.sign(axes_E2[np.abs(axes_E2).argmax(axis=0), [0, 1]])
+    low_2, high_2 = np.percentile(vectors_PE @ axes_E2, SPREAD, axis=0)
+    flat_2 = high_2 - low_2 < 1e-6
+    return Plane(axes_E2, np.where(flat_2, low_2 - 1, low_2), np.where(flat_2, high_2 + 1, high_2))
 
 
 def _first_passages(store: "VectorStore") -> "Iterator[StoredPoint]":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WAITING_BATCHES = 64  # of tokens, before a request is turned away
 PROMPTS = 256  # kept: a prompt that comes again is not encoded again
+QUERIES = 256  # whose vectors are kept: to explain a search, or to rank it anew after teaching, encodes nothing
 SEARCHES = 64  # queries in one request to the engine
 
 Observe = Callable[[int, int], None]
@@ -47,6 +48,8 @@ class SharedEncoder:
         self._observe = observe
         self._one_at_a_time = threading.Lock()
         self._prompts: OrderedDict[Hashable, Prompt] = OrderedDict()
+        self._keeping = threading.Lock()
+        self._queries: OrderedDict[tuple[str, Prompt], np.ndarray] = OrderedDict()
         budget = token_budget(encoder.device)
         self._batcher = Batcher(self._encode, name="encoder", budget=budget, capacity=WAITING_BATCHES * budget)
 
@@ -65,20 +68,30 @@ class SharedEncoder:
         """See Encoder; texts of all threads share batches, whatever their prompts."""
         if prompts is None:
             prompts = [prompt or self.prompt()] * len(texts)
-        around = {id(one): len(self._encoder.layout(one)) for one in {id(one): one for one in prompts}.values()}
+        asked = list(zip(texts, prompts, strict=True))
+        with self._keeping:
+            found = {query: self._queries[query] for query in asked if query in self._queries}
+        new = [query for query in dict.fromkeys(asked) if query not in found]
+        around = {prompt: len(self._encoder.layout(prompt)) for prompt in {prompt for _, prompt in new}}
+        ids = self._encoder.token_ids([text for text, _ in new])
         rows = [
-            _Text(text, one, around[id(one)] + len(ids))
-            for text, one, ids in zip(texts, prompts, self._encoder.token_ids(texts), strict=True)
+            _Text(text, prompt, around[prompt] + len(of_text)) for (text, prompt), of_text in zip(new, ids, strict=True)
         ]
-        return self._vectors(rows, whole=whole)
+        found |= zip(new, self._rows(rows), strict=True)
+        with self._keeping:
+            self._queries |= found
+            for query in found:
+                self._queries.move_to_end(query)
+            while len(self._queries) > QUERIES:
+                self._queries.popitem(last=False)
+        return self._stacked([found[query] for query in asked], whole=whole)
 
     def encode_passages(self, texts: Sequence[str], *, whole: bool = False) -> np.ndarray:
         """See Encoder; texts of all threads share batches."""
         around = len(self._encoder.template.passage)
         ids = self._encoder.token_ids(texts)
-        return self._vectors(
-            [_Text(text, None, around + len(i)) for text, i in zip(texts, ids, strict=True)], whole=whole
-        )
+        rows = [_Text(text, None, around + len(of_text)) for text, of_text in zip(texts, ids, strict=True)]
+        return self._stacked(self._rows(rows), whole=whole)
 
     def prompt(
         self,
@@ -106,9 +119,11 @@ class SharedEncoder:
         """End the worker."""
         self._batcher.close()
 
-    def _vectors(self, texts: list[_Text], *, whole: bool) -> np.ndarray:
+    def _rows(self, texts: list[_Text]) -> list[np.ndarray]:
+        return self._batcher(texts, costs=[text.tokens for text in texts])
+
+    def _stacked(self, rows: list[np.ndarray], *, whole: bool) -> np.ndarray:
         width = self._encoder.model.dim
-        rows = self._batcher(texts, costs=[text.tokens for text in texts])
         vectors_NE = np.stack(rows) if rows else np.empty((0, width), dtype=np.float32)
         return as_stored(vectors_NE, width if whole else self._encoder.dim)
 

@@ -23,6 +23,10 @@ const SCORES = {
   lexical: "Ranked by words alone. A score is BM25: the query's words in the passage, rare ones counting more. What was taught has no part in it.",
 };
 
+const SMALL_WORDS = new Set(
+  "a an and are as at be by can do does for from has have how i in into is it its my of on or that the their this to what when where which who why with".split(" "),
+);
+
 let indexes = [];
 let index = null; // the chosen one, as the server describes it
 let shown = PAGE;
@@ -213,14 +217,21 @@ function tell({ kind, pair }, [moved, movedBeside]) {
 
 const undo = () => change(() => demonstrations.undo());
 
-// Queries worth trying beside this one: those asked here before, those taught, else titles of other hits.
+// Queries worth trying beside this one: its words alone, those asked here before, those taught, titles of other hits.
 function suggest() {
   const taken = new Set(asked());
   const titles = main.hits.slice(1, 4).map((hit) => short(hit.title, 60)).filter(Boolean);
-  const all = new Set([...recent, ...demonstrations.pairs.map((pair) => pair.query).reverse(), ...titles]);
+  const all = new Set([...bare(query.value), ...recent, ...demonstrations.pairs.map((pair) => pair.query).reverse(), ...titles]);
   const texts = [...all].filter((text) => !taken.has(text)).slice(0, SUGGESTIONS);
   const chips = texts.map((text) => h("button", { type: "button", class: "chip", dir: "auto", onclick: () => { related.value = text; attempt(() => search()); } }, short(text, 60)));
   find("suggestions").replaceChildren(...(related.value ? [] : chips));
+}
+
+// A query without its small words, which asks for the same; none where that leaves all or hardly anything.
+function bare(text) {
+  const words = text.toLowerCase().match(/[\p{L}\p{N}_.'-]+/gu) ?? [];
+  const left = words.filter((word) => !SMALL_WORDS.has(word));
+  return left.length > 1 && left.length < words.length ? [left.join(" ")] : [];
 }
 
 function keep(text) {

@@ -16,10 +16,15 @@ from epic_search.encoder import Encoder
 from epic_search.index import index_corpus
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 PATIENCE = 60_000  # milliseconds until a test says what it waited for
 ANIMALS = ["otter", "heron", "lynx", "newt", "stoat", "raven"]
 PLACES = ["river", "marsh", "forest", "barn"]
