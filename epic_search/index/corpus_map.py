@@ -4,7 +4,7 @@ The plane is that of the first two principal components of stored vectors, of a 
 from a randomised singular value decomposition (Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4),
 which is quick for wide vectors too, and the same at every call.
 
-Shapes: P points, E dimensions of a vector, 2 those of the plane.
+Shapes: P points, E dimensions of a vector, G guesses (fewer where there are fewer points), 2 dimensions of the plane.
 """
 
 import threading
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from epic_search.index.store.protocol import StoredPoint, VectorStore
 
 SAMPLE = 5000  # passages that the plane is fitted to
+GUESSES = 16  # directions looked into to find the first two
 PAGE = 128  # passages read at once: searches go on in between
-CHARACTERS = 120_000  # of ids and titles in a map: about 1,500 documents
+CHARACTERS = 100_000  # of ids and titles in a map: some 1,500 documents
 TITLE = 80  # characters
 SPREAD = (0.5, 99.5)  # percentiles that lie near the edges: a stray document does not shrink the others
 
@@ -71,7 +72,7 @@ class CorpusMap:
         self._make()
         store = self._contents.store
         versions = self._contents.versions(list(document_ids))
-        points = [point_id(id, version, 0) for id, version in versions.items()]
+        points = [point_id(id, versions[id], 0) for id in document_ids if id in versions]
         found = [page.points[0] for id in points if (page := store.scroll(start=id, limit=1)).points]
         return self._spots([stored for stored in found if stored.point.id in points])
 
@@ -106,12 +107,12 @@ def plane_of(vectors_PE: np.ndarray) -> Plane:
     if len(vectors_PE) < 2:
         return Plane(np.zeros((width, 2), dtype=np.float32), -np.ones(2), np.ones(2))
     centred_PE = vectors_PE - vectors_PE.mean(axis=0)
-    guess_E8 = np.random.default_rng(0).standard_normal((width, 8)).astype(np.float32)
-    for _ in range(4):
-        basis_P8, _ = np.linalg.qr(centred_PE @ guess_E8)
-        guess_E8, _ = np.linalg.qr(centred_PE.T @ basis_P8)
-    _, _, turned_28 = np.linalg.svd(centred_PE @ guess_E8, full_matrices=False)
-    axes_E2 = guess_E8 @ turned_28[:2].T
+    guess_EG = np.random.default_rng(0).standard_normal((width, GUESSES)).astype(np.float32)
+    for _ in range(6):
+        basis_PG, _ = np.linalg.qr(centred_PE @ guess_EG)
+        guess_EG, _ = np.linalg.qr(centred_PE.T @ basis_PG)
+    _, _, turn_GG = np.linalg.svd(centred_PE @ guess_EG, full_matrices=False)
+    axes_E2 = guess_EG @ turn_GG[:2].T
     # The sign of an axis is arbitrary: its largest part is positive, so that a map does not flip.
     axes_E2 *= np.sign(axes_E2[np.abs(axes_E2).argmax(axis=0), [0, 1]])
     low_2, high_2 = np.percentile(vectors_PE @ axes_E2, SPREAD, axis=0)

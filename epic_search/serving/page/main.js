@@ -211,8 +211,8 @@ function tell({ kind, pair }, [moved, movedBeside]) {
         : "the related query is too far from this one to be pulled.";
   find("news").querySelector("p").textContent = `${here}${there}: ${then}`;
   find("news").hidden = false;
-  const item = [...main.list.children].find((one) => one.dataset.id === pair.document);
-  item?.scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+  const answer = find("news").parentElement; // its beginning, where what is right now stands
+  if (answer.getBoundingClientRect().top < 0) answer.scrollIntoView({ behavior: calm() ? "auto" : "smooth" });
 }
 
 const undo = () => change(() => demonstrations.undo());

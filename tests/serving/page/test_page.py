@@ -58,7 +58,7 @@ def test_a_search_shows_hits_with_their_words_and_why(open_page) -> None:
     for mode, unit in (("Meaning", "cosine"), ("Words", "BM25")):
         page.get_by_text(mode, exact=True).click()
         expect(page.locator(".facts").first).to_contain_text(unit)
-    assert all("otter" in title for title in titles(page))
+    assert all("otter" in title for title in titles(page)[:4])
     assert page.locator("#hits .right").count() == 0  # what is taught has no part in a search by words
 
 
