@@ -54,8 +54,8 @@ export class CorpusMap {
     this.#wanted = [hits, related, taught];
     if (!this.#sample.length) return;
     const kinds = new Map();
-    related.forEach((id, i) => kinds.set(id, { kind: "related", rank: i + 1 }));
     hits.forEach((id, i) => kinds.set(id, { kind: "hit", rank: i + 1 }));
+    related.forEach((id, i) => kinds.has(id) || kinds.set(id, { kind: "related", rank: i + 1 }));
     const rings = new Set(taught);
     const ids = [...new Set([...kinds.keys(), ...rings])].slice(0, MARKED);
     const unknown = ids.filter((id) => !this.#spots.has(id));

@@ -72,15 +72,21 @@ def notes_home(tiny_encoder_folder: Path, tiny_encoder: Encoder, tmp_path_factor
     folder = tmp_path_factory.mktemp("page")
     corpus = folder / "notes.jsonl"
     corpus.write_text("".join(json.dumps(document) + "\n" for document in documents()))
-    index_corpus(corpus, name="notes", encoder=tiny_encoder, home=folder / "home")
+    birds = folder / "birds.jsonl"
+    birds.write_text(
+        "".join(json.dumps({"_id": bird, "text": f"A {bird} sings."}) + "\n" for bird in ("wren", "robin"))
+    )
+    for path in (corpus, birds):
+        index_corpus(path, name=path.stem, encoder=tiny_encoder, home=folder / "home")
     return folder / "home"
 
 
 @pytest.fixture(scope="module")
 def site(notes_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A server that the tests of a module share; each begins with nothing taught."""
+    """A server of two indexes that the tests of a module share; each begins with nothing taught."""
     home = shutil.copytree(notes_home, tmp_path_factory.mktemp("site") / "home")
-    with server_process(home) as server:
+    with server_process(home, "notes", "birds") as server:
+        server.home = home
         yield server
 
 

@@ -372,7 +372,7 @@ def test_an_empty_answer_is_explained(open_page) -> None:
 
 def test_a_token_is_asked_for_and_kept_for_the_tab(open_page, notes_home: Path, tmp_path: Path) -> None:
     home = shutil.copytree(notes_home, tmp_path / "home")
-    with server_process(home, EPIC_SEARCH_TOKEN="correct-horse") as server:
+    with server_process(home, "notes", EPIC_SEARCH_TOKEN="correct-horse") as server:
         page = open_page(url=server.url, forget=False)
         dialog = page.locator("#token-dialog")
         expect(dialog).to_be_visible()
@@ -390,15 +390,32 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(open_page, notes_home: Path, 
 
 def test_the_page_goes_on_when_the_server_is_back(open_page, notes_home: Path, tmp_path: Path) -> None:
     home = shutil.copytree(notes_home, tmp_path / "home")
-    with server_process(home) as server:
+    with server_process(home, "notes") as server:
         page = open_page(url=server.url, forget=False)
         ask(page, "otter")
         port = server.url.rsplit(":", 1)[1]
     page.fill("#query", "heron")
     expect(page.locator("#trouble")).to_contain_text("The server does not answer")
-    with server_process(home, "--port", port):
+    with server_process(home, "notes", "--port", port):
         expect(page.locator("#hits mark", has_text="heron").first).to_be_visible()
         expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_another_index_is_chosen_and_one_that_is_gone_is_said_to_be(open_page, site: SimpleNamespace) -> None:
+    page = open_page()
+    expect(page.locator("#index option")).to_have_text(["notes", "birds"])
+    ask(page, "wren")
+    page.select_option("#index", "birds")
+    expect(page.locator("#hits li")).to_have_count(2)
+    expect(page.locator("#about")).to_contain_text("2 documents")
+    assert "A wren sings." in titles(page)  # of a document without a title, its text
+    expect(page.locator("#facets")).to_be_hidden()
+    shutil.rmtree(site.home / "birds")
+    page.fill("#query", "robin")
+    expect(page.locator("#trouble")).to_contain_text("Index 'birds' is not there any more")
+    page.select_option("#index", "notes")
+    expect(page.locator("#hits li")).to_have_count(10)
+    expect(page.locator("#trouble")).to_be_hidden()
 
 
 def test_what_a_browser_is_told_about_the_page(site: SimpleNamespace) -> None:
