@@ -11,7 +11,7 @@ import pytest
 
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.index import Searcher
-from epic_search.serving.shared import SharedEncoder, SharedStore
+from epic_search.serving.shared import QUERIES, SharedEncoder, SharedStore
 
 TEXTS = ["otter", "a heron by the river at night", "lynx", "newts, stoats and ravens", "", "trout " * 20]
 PAIRS = [Demonstration(query="otter", passage="The otter sleeps."), Demonstration(query="lynx", passage="It hides.")]
@@ -94,3 +94,15 @@ def test_searches_of_many_threads_find_what_each_finds_alone(
     assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
     assert np.allclose([hit.score for hits in together for hit in hits], [hit.score for hits in alone for hit in hits])
     assert sum(sizes) == len(queries)
+
+
+def test_a_query_that_comes_again_is_not_encoded_again(shared: SharedEncoder, batches: list[int]) -> None:
+    prompt, other = shared.prompt(task="find the animal"), shared.prompt(task="find the place")
+    first_NE = shared.encode_queries(["otter", "lynx", "otter"], prompt=prompt)
+    assert batches == [2]
+    assert np.array_equal(first_NE[0], first_NE[2])
+    again_NE = shared.encode_queries(["lynx", "otter"], prompt=shared.prompt(task="find the animal"))
+    assert batches == [2] and np.array_equal(again_NE, first_NE[1::-1])
+    assert not np.array_equal(shared.encode_queries(["otter"], prompt=other), first_NE[:1])
+    shared.encode_queries([f"otter {n}" for n in range(QUERIES + 44)], prompt=prompt)
+    assert len(shared._queries) == QUERIES

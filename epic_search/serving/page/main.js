@@ -56,13 +56,14 @@ const asked = () => [query.value.trim(), related.value.trim()].filter((text, i) 
 async function attempt(act, again = () => attempt(act)) {
   try {
     await act();
+    trouble.clear(act);
     return true;
   } catch (problem) {
     if (problem.name === "AbortError") return false;
     if (!(problem instanceof server.Problem)) throw problem;
     if (problem.status === 401) askToken(again);
     else if (problem.position !== null) filters.explain(problem);
-    else trouble.show(problem, again);
+    else trouble.show(problem, act, again);
     return false;
   }
 }
@@ -97,7 +98,7 @@ async function begin() {
   trouble.clear();
   if (!indexes.length) throw new server.Problem(404, { message: "no index can be used now", hint: "index some documents with 'epic-search index FILE', then serve them" });
   find("index").replaceChildren(...indexes.map(({ name }) => h("option", { value: name }, name)));
-  query.value = place.get("q") ?? "";
+  query.value = place.get("q") ?? (index === null ? query.value : ""); // it may have been typed already
   related.value = place.get("related") ?? "";
   await choose(indexes.find(({ name }) => name === place.get("index")) ?? indexes[0], place);
 }
@@ -119,8 +120,9 @@ async function choose(chosen, place = new URLSearchParams()) {
   } catch (problem) {
     if (problem.status !== 422) throw problem;
     canTeach = false; // an index on a Qdrant server
-    find("taught-none").textContent = `${problem.message}; ${problem.hint ?? ""}`;
+    find("taught-cannot").textContent = `${problem.message}; ${problem.hint ?? ""}`;
   }
+  find("taught-cannot").hidden = canTeach;
   await fresh();
 }
 
@@ -142,7 +144,11 @@ async function search({ moves = false } = {}) {
   const question = { index: index.name, k: shown, mode: mode(), explain: true, queries: asked(), facets: filters.fields };
   if (filters.text) question.filter = filters.text;
   const started = performance.now();
-  const answer = await server.search(question, signal);
+  const answer = await server.search(question, signal).catch((problem) => {
+    if (problem.name !== "AbortError") find("hits").setAttribute("aria-busy", "false");
+    find("hits").classList.add("stale");
+    throw problem;
+  });
   trouble.clear();
   filters.explain(null);
   filters.show(answer.facets);
@@ -154,6 +160,7 @@ function show(answers, { moves = false } = {}) {
   results = answers;
   document.body.dataset.view = answers ? "results" : "start";
   find("hits").setAttribute("aria-busy", "false");
+  find("hits").classList.remove("stale");
   if (!moves) find("news").hidden = true;
   const options = (result) => ({ right: demonstrations.rightFor(result?.query ?? ""), canTeach: canTeach && mode() !== "lexical", moves });
   const of = answers?.query ?? null;
@@ -163,6 +170,7 @@ function show(answers, { moves = false } = {}) {
     beside.show(other && { ...other, hits: other.hits.slice(0, RELATED) }, options(other)),
   ];
   demonstrations.show(pullsOf(of));
+  if (!canTeach) find("taught-none").hidden = true;
   suggest();
   const pull = Math.max(0, ...pullsOf(other).values());
   find("related-pull").hidden = !pull;

@@ -24,7 +24,10 @@ export class Demonstrations {
   }
 
   async load(index) {
-    if (index !== this.index) this.#undo = [];
+    if (index !== this.index) {
+      this.#undo = [];
+      this.pairs = [];
+    }
     this.index = index;
     this.pairs = await server.taught(index);
   }

@@ -24,20 +24,24 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[
 export class Trouble {
   #timer = null;
   #times = 0;
+  #act = null; // what failed
 
   constructor() {
     this.box = find("trouble");
   }
 
-  clear() {
+  // Nothing is wrong any more; or, with `act`, not with that.
+  clear(act = this.#act) {
+    if (act !== this.#act) return;
     clearTimeout(this.#timer);
     this.#times = 0;
     this.box.hidden = true;
     this.box.replaceChildren();
   }
 
-  // `again()` asks again what failed.
-  show(problem, again) {
+  // `act` failed; `again()` does it once more.
+  show(problem, act, again) {
+    this.#act = act;
     clearTimeout(this.#timer);
     const retry = h("button", { type: "button", onclick: () => { clearTimeout(this.#timer); again(); } }, "Try again");
     const parts = [
