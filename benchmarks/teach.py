@@ -117,7 +117,7 @@ def measure(searcher: Searcher, judged: Judged, count: int) -> list[dict[str, An
                 "own": float(np.mean(first)),
                 "milliseconds": latency(searcher, queries[:TIMED], **options),
                 "teach_seconds": teach_seconds,
-                "width": searcher.width,
+                "reach": searcher.reach,
             }
         )
     return rows

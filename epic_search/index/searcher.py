@@ -269,9 +269,9 @@ class Searcher:
         return Ways.of(self.manifest)
 
     @property
-    def width(self) -> float:
+    def reach(self) -> float:
         """How far the feedback of a taught pair reaches (see `feedback`)."""
-        return self._pairs.width()
+        return self._pairs.reach()
 
     def teach(self, query: str, document_ids: Sequence[str]) -> list[TaughtPair]:
         """Teach that these documents are right for the query; related queries are answered accordingly at once.

@@ -24,7 +24,7 @@ import numpy as np
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
 from epic_search.index.disk import require_space
-from epic_search.index.feedback import chosen_width
+from epic_search.index.feedback import chosen_reach
 from epic_search.index.manifest import now, sync_folder
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
@@ -102,7 +102,7 @@ class Taught:
         self._encoder = encoder
         self._contents = contents
         self._lock = lock
-        self._width: float | None = None
+        self._reach: float | None = None
         self._stale: set[str] = set()
         self._store: VectorStore | None = None
         if (folder / TAUGHT_FOLDER).is_dir():
@@ -196,16 +196,16 @@ class Taught:
             for matches in found
         ]
 
-    def width(self) -> float:
-        """How far the feedback of a pair reaches: the width of `feedback.weights` that fits what is taught now."""
-        if self._width is None:
+    def reach(self) -> float:
+        """How far the feedback of a pair reaches: that of `feedback.weights` which fits what is taught now."""
+        if self._reach is None:
             # Points come in the order of their ids, which are hashes: the first are a sample.
             points = self._store.scroll(limit=LEARNED_FROM).points if self._store is not None else []
             used = [stored for stored in points if stored.point.id not in self._stale]
             answers = [_answer(stored.point.payload) for stored in used]
             vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
-            self._width = chosen_width(vectors[0], vectors[1], answers)
-        return self._width
+            self._reach = chosen_reach(vectors[0], vectors[1], answers)
+        return self._reach
 
     def _check(self, lesson: Lesson) -> None:
         longest = self._encoder.config.max_length
@@ -264,7 +264,7 @@ class Taught:
             )
             for pair, version in zip(made, versions, strict=True)
         ]
-        self._width = None
+        self._reach = None
         self._store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE})
         self._store.flush()
         return made
@@ -317,7 +317,7 @@ class Taught:
         self._store.delete(ids)
         self._store.flush()
         self._stale -= set(ids)
-        self._width = None
+        self._reach = None
 
     def _pages(self) -> Iterator[list["StoredPoint"]]:
         if self._store is None:
