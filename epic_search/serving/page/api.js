@@ -52,7 +52,8 @@ export async function api(method, path, { body = null, signal = null, query = []
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (response && error instanceof SyntaxError) {
-      throw new Problem(response.status, { message: "the answer is not one of epic-search", hint: "look at what stands between this page and the server" });
+      const hint = "look at what stands between this page and the server";
+      throw new Problem(response.status, { message: "the answer is not one of epic-search", hint });
     }
     throw new Problem(0, {
       message: "the server does not answer",

@@ -1,4 +1,5 @@
-// The filter: what was typed, and values chosen as chips. One text for the server, whose errors point into what was typed.
+// The filter: what was typed, and values chosen as chips, in one text for the server, whose errors are shown where they
+// are in what was typed.
 
 import { count, find, h, short } from "./dom.js";
 
@@ -42,7 +43,8 @@ export class Filters {
 
   // What the server is asked: what was typed comes first, so that positions in it are easily found again.
   get text() {
-    const chosen = [...this.#chosen].map(([field, values]) => `${quoted(field)} in (${[...values].map(quoted).join(", ")})`);
+    const one = ([field, values]) => `${quoted(field)} in (${[...values].map(quoted).join(", ")})`;
+    const chosen = [...this.#chosen].map(one);
     if (!chosen.length) return this.typed;
     return [...(this.typed ? [`(${this.typed})`] : []), ...chosen].join(" and ");
   }
@@ -55,9 +57,10 @@ export class Filters {
     const text = this.typed;
     const at = Math.min(problem.position - (this.#chosen.size && text ? 1 : 0), text.length);
     const words = problem.message.replace(/^filter: /, "");
+    const hint = problem.hint ? `; ${problem.hint}` : "";
     this.error.replaceChildren(
       h("code", { dir: "ltr" }, text.slice(0, at), h("mark", {}, text.slice(at, at + 1) || " "), text.slice(at + 1)),
-      h("span", {}, `${words[0].toUpperCase()}${words.slice(1)}${problem.hint ? `; ${problem.hint}` : ""} (character ${at + 1})`),
+      h("span", {}, `${words[0].toUpperCase()}${words.slice(1)}${hint} (character ${at + 1})`),
     );
   }
 
@@ -81,7 +84,8 @@ export class Filters {
     const shown = [...missing.map((value) => ({ value, documents: 0 })), ...values.slice(0, SHOWN_VALUES)];
     if (!shown.length) return null;
     const chips = shown.map(({ value, documents }) => this.#chip(field, value, documents, chosen.has(value)));
-    return h("div", { class: "facet", role: "group", "aria-label": `Only with this ${field}` }, h("span", { class: "field-name" }, short(field, 30)), ...chips);
+    const name = h("span", { class: "field-name" }, short(field, 30));
+    return h("div", { class: "facet", role: "group", "aria-label": `Only with this ${field}` }, name, ...chips);
   }
 
   #chip(field, value, documents, isChosen) {

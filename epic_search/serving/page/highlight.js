@@ -14,10 +14,11 @@ const stem = (word) => {
 // Where words of the query are in a text: [start, end] of each.
 function places(text, words) {
   const stems = words.flatMap((word) => word.toLowerCase().match(WORD) ?? []).map(stem);
+  const isForm = (word, one) => one.length >= 3 && word.startsWith(one) && word.length - one.length <= ROOM;
   const found = [];
   for (const match of text.matchAll(WORD)) {
     const word = match[0].toLowerCase();
-    if (stems.some((one) => word === one || (one.length >= 3 && word.startsWith(one) && word.length - one.length <= ROOM))) {
+    if (stems.some((one) => word === one || isForm(word, one))) {
       found.push([match.index, match.index + word.length]);
     }
   }

@@ -56,7 +56,8 @@ export class Ranking {
 
   // Give the keyboard to the hit `step` places further; true if there is one.
   go(step) {
-    const at = this.focused ? this.#hits.indexOf(this.focused) + step : Math.max(0, this.#hits.findIndex((hit) => hit.id === this.#current));
+    const current = this.#hits.findIndex((hit) => hit.id === this.#current);
+    const at = this.focused ? this.#hits.indexOf(this.focused) + step : Math.max(0, current);
     const item = this.list.children[at];
     item?.focus();
     return item !== undefined;
@@ -76,17 +77,24 @@ export class Ranking {
     const words = wordsOf(hit, result.query);
     const text = excerpt(hit.text, words, this.compact ? SHORT_EXCERPT : EXCERPT);
     const name = oneLine(hit.title) || short(hit.text, 80);
-    const title = h("button", { class: "title", type: "button", tabindex: -1, dir: "auto", onclick: () => this.open(hit) }, name);
+    const open = () => this.open(hit);
+    const title = h("button", { class: "title", type: "button", tabindex: -1, dir: "auto", onclick: open }, name);
     const right = h(
       "button",
-      { class: "right", type: "button", "aria-pressed": isRight, "aria-label": `${isRight ? "Taught as right" : "This is right"}: ${name}`, onclick: () => this.teach(hit) },
+      {
+        class: "right",
+        type: "button",
+        "aria-pressed": isRight,
+        "aria-label": `${isRight ? "Taught as right" : "This is right"}: ${name}`,
+        onclick: () => this.teach(hit),
+      },
       h("span", { class: "tick", "aria-hidden": "true" }, "✓"),
       isRight ? " Right" : " This is right",
     );
-    const label = `${rank}. ${name}${isRight ? ", taught as right" : ""}${move === null ? "" : `, ${moveInWords(move)}`}`;
+    const label = [`${rank}. ${name}`, isRight && "taught as right", move && moveInWords(move)].filter(Boolean);
     const item = h(
       "li",
-      { "data-id": hit.id, "aria-label": label, class: isRight ? "is-right" : null },
+      { "data-id": hit.id, "aria-label": label.join(", "), class: isRight ? "is-right" : null },
       h("div", { class: "rank", "aria-hidden": "true" }, String(rank), badge(move)),
       h(
         "div",
@@ -139,13 +147,16 @@ function facts(hit, mode) {
   }
   const nodes = found.map((text) => h("span", {}, text));
   if (words.length) nodes.push(h("span", { dir: "auto" }, `has ${words.map(clean).join(", ")}`));
-  for (const [name, value] of Object.entries(hit.payload).filter(([, value]) => isShort(value)).slice(0, PAYLOAD_FIELDS)) {
+  const fields = Object.entries(hit.payload).filter(([, value]) => isShort(value));
+  for (const [name, value] of fields.slice(0, PAYLOAD_FIELDS)) {
     nodes.push(h("span", { class: "field", dir: "auto" }, `${short(name, 30)}: `, h("b", {}, short(value, 60))));
   }
   return nodes;
 }
 
-const isShort = (value) => ["number", "boolean"].includes(typeof value) || (typeof value === "string" && /^.{1,100}$/.test(value) && !URL.canParse(value));
+const isShort = (value) =>
+  ["number", "boolean"].includes(typeof value) ||
+  (typeof value === "string" && /^.{1,100}$/.test(value) && !URL.canParse(value));
 
 export function nth(number) {
   const ending = Math.floor((number % 100) / 10) === 1 ? "th" : ({ 1: "st", 2: "nd", 3: "rd" }[number % 10] ?? "th");

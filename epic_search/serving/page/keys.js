@@ -39,7 +39,9 @@ export function listen({ rankings, teach, undo }) {
     button.addEventListener("click", () => button.closest("dialog").close());
   }
   for (const dialog of document.querySelectorAll("dialog")) {
-    dialog.addEventListener("click", (event) => { if (event.target === dialog && dialog.id !== "token-dialog") dialog.close(); });
+    dialog.addEventListener("click", (event) => {
+      if (event.target === dialog && dialog.id !== "token-dialog") dialog.close(); // beside it
+    });
   }
 }
 

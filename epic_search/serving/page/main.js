@@ -18,13 +18,18 @@ const MOST = 1000;
 const SUGGESTIONS = 5;
 
 const SCORES = {
-  hybrid: "Ranked by meaning and by words together. A score adds up reciprocal ranks in the two: it tells the order, not how alike query and document are.",
+  hybrid:
+    "Ranked by meaning and by words together. A score adds up reciprocal ranks in the two: it tells the order, not " +
+    "how alike query and document are.",
   dense: "Ranked by meaning alone. A score is the cosine of query and passage, at most 1.",
-  lexical: "Ranked by words alone. A score is BM25: the query's words in the passage, rare ones counting more. What was taught has no part in it.",
+  lexical:
+    "Ranked by words alone. A score is BM25: the query's words in the passage, rare ones counting more. What was " +
+    "taught has no part in it.",
 };
 
 const SMALL_WORDS = new Set(
-  "a an and are as at be by can do does for from has have how i in into is it its my of on or that the their this to what when where which who why with".split(" "),
+  `a an and are as at be by can do does for from has have how i in into is it its my of on or that the their this to
+  what when where which who why with`.split(/\s+/),
 );
 
 let indexes = [];
@@ -82,7 +87,9 @@ async function change(act) {
 
 function askToken(again) {
   const dialog = find("token-dialog");
-  if (server.hasToken()) find("token-why").textContent = "That was not the right one. Whoever started the server knows it.";
+  if (server.hasToken()) {
+    find("token-why").textContent = "That was not the right one. Whoever started the server knows it.";
+  }
   find("token-form").onsubmit = () => {
     server.setToken(find("token").value);
     find("token").value = "";
@@ -96,7 +103,10 @@ async function begin() {
   const place = new URLSearchParams(location.hash.slice(1));
   indexes = await server.indexes();
   trouble.clear();
-  if (!indexes.length) throw new server.Problem(404, { message: "no index can be used now", hint: "index some documents with 'epic-search index FILE', then serve them" });
+  if (!indexes.length) {
+    const hint = "index some documents with 'epic-search index FILE', then serve them";
+    throw new server.Problem(404, { message: "no index can be used now", hint });
+  }
   find("index").replaceChildren(...indexes.map(({ name }) => h("option", { value: name }, name)));
   query.value = place.get("q") ?? (index === null ? query.value : ""); // it may have been typed already
   related.value = place.get("related") ?? "";
@@ -141,8 +151,9 @@ async function search({ moves = false } = {}) {
   running = new AbortController();
   const { signal } = running;
   find("hits").setAttribute("aria-busy", "true");
-  const question = { index: index.name, k: shown, mode: mode(), explain: true, queries: asked(), facets: filters.fields };
+  const question = { index: index.name, queries: asked(), k: shown, mode: mode(), explain: true };
   if (filters.text) question.filter = filters.text;
+  if (filters.fields.length) question.facets = filters.fields;
   const started = performance.now();
   const answer = await server.search(question, signal).catch((problem) => {
     if (problem.name !== "AbortError") find("hits").setAttribute("aria-busy", "false");
@@ -152,7 +163,8 @@ async function search({ moves = false } = {}) {
   trouble.clear();
   filters.explain(null);
   filters.show(answer.facets);
-  return show({ query: answer.results[0], related: other ? answer.results[1] : null, seconds: (performance.now() - started) / 1000 }, { moves });
+  const seconds = (performance.now() - started) / 1000;
+  return show({ query: answer.results[0], related: other ? answer.results[1] : null, seconds }, { moves });
 }
 
 // Show answers. Returns how many hits moved: of the query, and of the related one.
@@ -162,7 +174,11 @@ function show(answers, { moves = false } = {}) {
   find("hits").setAttribute("aria-busy", "false");
   find("hits").classList.remove("stale");
   if (!moves) find("news").hidden = true;
-  const options = (result) => ({ right: demonstrations.rightFor(result?.query ?? ""), canTeach: canTeach && mode() !== "lexical", moves });
+  const options = (result) => ({
+    right: demonstrations.rightFor(result?.query ?? ""),
+    canTeach: canTeach && mode() !== "lexical",
+    moves,
+  });
   const of = answers?.query ?? null;
   const other = answers?.related ?? null;
   const moved = [
@@ -175,21 +191,29 @@ function show(answers, { moves = false } = {}) {
   const pull = Math.max(0, ...pullsOf(other).values());
   find("related-pull").hidden = !pull;
   find("related-pull").textContent = `What was taught pulls it with a weight of ${percent(pull)}.`;
-  map.mark(main.hits.map(({ id }) => id), beside.hits.map(({ id }) => id), demonstrations.pairs.map((pair) => pair.document).filter(Boolean));
+  const ids = (ranking) => ranking.hits.map(({ id }) => id);
+  map.mark(ids(main), ids(beside), demonstrations.pairs.map((pair) => pair.document).filter(Boolean));
   if (of) describe(of, answers.seconds);
   return moved;
 }
 
 function describe(result, seconds) {
   const found = result.hits.length;
-  const where = filters.text ? " that pass the filter" : "";
-  find("count").textContent = found ? `The best ${found === 1 ? "document" : found}${where}, in ${seconds.toFixed(2)} s` : `Nothing was found${where}. ${filters.text ? "Take a condition out of the filter." : mode() === "lexical" ? "No document has these words: try another mode." : "Try other words."}`;
-  find("scores").textContent = found ? `${result.remark ? `Remark: ${result.remark}. ` : ""}${SCORES[result.mode]}` : "";
+  const where = filters.text ? " with this filter" : "";
+  const advice = filters.text
+    ? "Take a condition out of the filter."
+    : mode() === "lexical" ? "No document has these words: try another mode." : "Try other words.";
+  find("count").textContent = found
+    ? `The best ${found === 1 ? "document" : found}${where}, in ${seconds.toFixed(2)} s`
+    : `Nothing was found${where}. ${advice}`;
+  const remark = result.remark ? `Remark: ${result.remark}. ` : "";
+  find("scores").textContent = found ? `${remark}${SCORES[result.mode]}` : "";
   find("more").hidden = found < shown || shown >= MOST;
 }
 
 // Of each taught pair that pulls the query of a result, by its key, how strongly.
-const pullsOf = (result) => new Map((result?.taught?.pairs ?? []).filter((pair) => pair.weight > 0).map((pair) => [keyOf(pair), pair.weight]));
+const pullsOf = (result) =>
+  new Map((result?.taught?.pairs ?? []).filter(({ weight }) => weight > 0).map((pair) => [keyOf(pair), pair.weight]));
 
 function teach(ranking, hit) {
   if (!canTeach || mode() === "lexical") return;
@@ -229,9 +253,16 @@ const undo = () => change(() => demonstrations.undo());
 function suggest() {
   const taken = new Set(asked());
   const titles = main.hits.slice(1, 4).map((hit) => short(hit.title, 60)).filter(Boolean);
-  const all = new Set([...bare(query.value), ...recent, ...demonstrations.pairs.map((pair) => pair.query).reverse(), ...titles]);
-  const texts = [...all].filter((text) => !taken.has(text)).slice(0, SUGGESTIONS);
-  const chips = texts.map((text) => h("button", { type: "button", class: "chip", dir: "auto", onclick: () => { related.value = text; attempt(() => search()); } }, short(text, 60)));
+  const taught = demonstrations.pairs.map((pair) => pair.query).reverse();
+  const all = new Set([...bare(query.value), ...recent, ...taught, ...titles]);
+  const texts = [...all].filter((text) => !taken.has(text));
+  const take = (text) => {
+    related.value = text;
+    attempt(() => search());
+  };
+  const chips = texts.slice(0, SUGGESTIONS).map((text) =>
+    h("button", { type: "button", class: "chip", dir: "auto", onclick: () => take(text) }, short(text, 60)),
+  );
   find("suggestions").replaceChildren(...(related.value ? [] : chips));
 }
 
@@ -261,7 +292,13 @@ async function open(hit) {
 // The address holds what is searched, after the #: it is never sent to a server.
 function remember() {
   const place = new URLSearchParams();
-  const values = { q: query.value.trim(), related: related.value.trim(), filter: filters.typed, mode: mode() === index.modes[0] ? "" : mode(), index: index === indexes[0] ? "" : index.name };
+  const values = {
+    q: query.value.trim(),
+    related: related.value.trim(),
+    filter: filters.typed,
+    mode: mode() === index.modes[0] ? "" : mode(),
+    index: index === indexes[0] ? "" : index.name,
+  };
   for (const [name, value] of Object.entries(values)) if (value) place.set(name, value);
   history.replaceState(null, "", place.size ? `#${place}` : location.pathname);
   document.title = values.q ? `${short(values.q, 60)} · epic-search` : "epic-search";
@@ -277,7 +314,12 @@ function listenToType(input) {
 for (const input of [query, related, filters.input]) listenToType(input);
 const ask = () => (index ? fresh() : attempt(begin));
 for (const input of [related, filters.input]) {
-  input.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); keep(query.value.trim()); ask(); } });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    keep(query.value.trim());
+    ask();
+  });
 }
 find("search").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -285,7 +327,10 @@ find("search").addEventListener("submit", (event) => {
   ask();
 });
 find("modes").addEventListener("change", () => { if (index) fresh(); });
-find("index").addEventListener("change", () => attempt(() => choose(indexes.find(({ name }) => name === find("index").value))));
+find("index").addEventListener("change", () => {
+  const chosen = indexes.find(({ name }) => name === find("index").value);
+  attempt(() => choose(chosen));
+});
 find("more").addEventListener("click", async () => {
   const first = main.hits.length;
   shown = Math.min(MOST, shown + PAGE);

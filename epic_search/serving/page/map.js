@@ -41,7 +41,8 @@ export class CorpusMap {
       if (index !== this.index) return;
       this.#sample = spots;
       for (const spot of spots) this.#spots.set(spot.id, spot);
-      find("map-about").textContent = spots.length < documents ? `${spots.length.toLocaleString("en")} of ${count(documents, "document")}, alike ones near each other` : "alike documents near each other";
+      const part = spots.length < documents ? `${spots.length.toLocaleString("en")} of ` : "";
+      find("map-about").textContent = `${part}${count(documents, "document")}, alike ones near each other`;
       if (this.#wanted) await this.mark(...this.#wanted);
       this.#draw();
     } catch (problem) {
@@ -63,15 +64,17 @@ export class CorpusMap {
     if (unknown.length) {
       this.#asking = new AbortController();
       try {
-        for (const spot of spotsOf(await mapOf(this.index, unknown, this.#asking.signal))) this.#spots.set(spot.id, spot);
+        const found = spotsOf(await mapOf(this.index, unknown, this.#asking.signal));
+        for (const spot of found) this.#spots.set(spot.id, spot);
       } catch {
         return; // asked again with the next search
       }
     }
-    this.#marked = ids.filter((id) => this.#spots.has(id)).map((id) => ({ ...this.#spots.get(id), ...kinds.get(id), ring: rings.has(id) }));
+    const mark = (id) => ({ ...this.#spots.get(id), ...kinds.get(id), ring: rings.has(id) });
+    this.#marked = ids.filter((id) => this.#spots.has(id)).map(mark);
     find("map-text").textContent =
-      `A map of ${count(this.#sample.length, "document")}, alike ones near each other. ${count(hits.length, "hit is", "hits are")} marked. ` +
-      "The arrow keys go from hit to hit, Enter opens one.";
+      `A map of ${count(this.#sample.length, "document")}, alike ones near each other. ` +
+      `${count(hits.length, "hit is", "hits are")} marked. The arrow keys go from hit to hit, Enter opens one.`;
     this.#draw();
   }
 
@@ -98,7 +101,8 @@ export class CorpusMap {
     this.#named = spot;
     this.name.hidden = spot === null;
     this.canvas.classList.toggle("on-spot", spot !== null);
-    if (spot) this.name.textContent = `${spot.rank ? `${spot.rank}. ` : ""}${oneLine(spot.title) || short(spot.id, 80)}`;
+    const rank = spot?.rank ? `${spot.rank}. ` : "";
+    if (spot) this.name.textContent = `${rank}${oneLine(spot.title) || short(spot.id, 80)}`;
     this.#draw();
   }
 

@@ -71,8 +71,12 @@ export class Demonstrations {
     const shown = this.all ? ordered : ordered.slice(0, CHIPS);
     const chips = shown.map((pair) => this.#chip(pair, pulling(pair)));
     if (shown.length < ordered.length) {
-      const rest = h("button", { type: "button", onclick: () => { this.all = true; this.show(pulls); } }, `and ${ordered.length - shown.length} more`);
-      chips.push(h("li", {}, rest));
+      const all = () => {
+        this.all = true;
+        this.show(pulls);
+      };
+      const rest = `and ${ordered.length - shown.length} more`;
+      chips.push(h("li", {}, h("button", { type: "button", class: "chip", onclick: all }, rest)));
     }
     this.list.replaceChildren(...chips);
     this.none.hidden = this.pairs.length > 0;
@@ -81,11 +85,19 @@ export class Demonstrations {
   #chip(pair, pull) {
     const right = pair.title || pair.document || pair.passage;
     const words = `${short(pair.query, 60)} → ${short(right, 60)}`;
-    const why = pair.stale ? "its document is not in the index any more" : pull ? `pulls this query with a weight of ${percent(pull)}` : "too far from this query to pull it";
+    const why = pair.stale
+      ? "its document is not in the index any more"
+      : pull ? `pulls this query with a weight of ${percent(pull)}` : "does not pull this query";
     return h(
       "li",
       { class: `pair${pull ? " pulls" : ""}${pair.stale ? " stale" : ""}`, title: why },
-      h("span", { dir: "auto" }, h("q", {}, short(pair.query, 60)), h("span", { class: "arrow", "aria-label": "is answered by" }, " → "), h("b", {}, short(right, 60))),
+      h(
+        "span",
+        { dir: "auto" },
+        h("q", {}, short(pair.query, 60)),
+        h("span", { class: "arrow", role: "img", "aria-label": "is answered by" }, " → "),
+        h("b", {}, short(right, 60)),
+      ),
       pull ? h("small", {}, percent(pull)) : null,
       h("button", { type: "button", "aria-label": `Forget: ${words}`, onclick: () => this.remove(pair) }, "×"),
     );
