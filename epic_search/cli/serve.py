@@ -63,7 +63,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Serve indexes over HTTP: search, OpenAI's embeddings, demonstrations.
+    """Serve indexes over HTTP: a page, search, OpenAI's embeddings, demonstrations.
 
     'epic-search query' asks the server by itself while it runs. Ctrl-C ends
     it, after what was asked is answered.

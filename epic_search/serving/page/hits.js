@@ -10,12 +10,14 @@ const PAYLOAD_FIELDS = 3;
 
 export class Ranking {
   #hits = [];
+  #ranks = new Map(); // of all hits that were found, of those beyond the last that is shown, too
   #current = null; // the id of the hit that has the keyboard
 
-  // open(hit), teach(hit): what is done with a hit. `compact`: less of each.
-  constructor(list, { compact = false, open, teach }) {
+  // open(hit), teach(hit): what is done with a hit. `compact`: less of each; `limit`: how many are shown.
+  constructor(list, { compact = false, limit = Infinity, open, teach }) {
     this.list = list;
     this.compact = compact;
+    this.limit = limit;
     this.open = open;
     this.teach = teach;
     list.addEventListener("focusin", (event) => this.#focused(event.target.closest("li")));
@@ -34,10 +36,12 @@ export class Ranking {
   // Show the hits of `result`; `right`: ids that were taught for its query. With `moves`, compare with what was shown
   // before: hits slide to their new places and say how far they went. Returns how many moved.
   show(result, { right = new Set(), canTeach = true, moves = false } = {}) {
-    const before = new Map(this.#hits.map((hit, i) => [hit.id, i + 1]));
+    const before = this.#ranks;
     const places = new Map([...this.list.children].map((item) => [item.dataset.id, item.getBoundingClientRect()]));
     const hadFocus = this.focused !== null;
-    this.#hits = result?.hits ?? [];
+    const found = result?.hits ?? [];
+    this.#ranks = new Map(found.map((hit, i) => [hit.id, i + 1]));
+    this.#hits = found.slice(0, this.limit);
     let moved = 0;
     const items = this.#hits.map((hit, i) => {
       const rank = i + 1;

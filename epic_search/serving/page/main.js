@@ -51,7 +51,12 @@ const demonstrations = new Demonstrations(find("taught"), find("taught-none"), {
   remove: (pair) => change(() => demonstrations.forget(pair)),
 });
 const main = new Ranking(find("hits"), { open, teach: (hit) => teach(main, hit) });
-const beside = new Ranking(find("related-hits"), { compact: true, open, teach: (hit) => teach(beside, hit) });
+const beside = new Ranking(find("related-hits"), {
+  compact: true,
+  limit: RELATED,
+  open,
+  teach: (hit) => teach(beside, hit),
+});
 const map = new CorpusMap({ open });
 
 const mode = () => find("modes").querySelector("input:checked").value;
@@ -181,10 +186,7 @@ function show(answers, { moves = false } = {}) {
   });
   const of = answers?.query ?? null;
   const other = answers?.related ?? null;
-  const moved = [
-    main.show(of, options(of)),
-    beside.show(other && { ...other, hits: other.hits.slice(0, RELATED) }, options(other)),
-  ];
+  const moved = [main.show(of, options(of)), beside.show(other, options(other))];
   demonstrations.show(pullsOf(of));
   if (!canTeach) find("taught-none").hidden = true;
   suggest();
