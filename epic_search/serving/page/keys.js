@@ -34,6 +34,10 @@ export function listen({ rankings, teach, undo }) {
     event.preventDefault();
     act();
   });
+  find("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address holds what is searched
+    find("hits").focus();
+  });
   find("help").addEventListener("click", () => find("keys").showModal());
   for (const button of document.querySelectorAll("[data-close]")) {
     button.addEventListener("click", () => button.closest("dialog").close());

@@ -55,8 +55,9 @@ def documents() -> Iterator[dict[str, Any]]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One for the tests of a module. While it is open, its event loop runs in this thread, and no other can."""
     named = os.environ.get("EPIC_SEARCH_CHROMIUM")
     path = named or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:

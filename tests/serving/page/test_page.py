@@ -200,6 +200,12 @@ def test_everything_works_from_the_keyboard(open_page) -> None:
     assert page.evaluate("() => document.activeElement.querySelector('.title').textContent") == name
     page.keyboard.press("u")
     expect(page.locator("#taught li")).to_have_count(0)
+    page.focus("#skip")
+    page.keyboard.press("Enter")
+    expect(page.locator("#hits")).to_be_focused()
+    expect(item).to_have_count(10)
+    page.keyboard.press("j")
+    expect(item.nth(1)).to_be_focused()
     page.keyboard.press("?")
     expect(page.locator("#keys")).to_be_visible()
     page.keyboard.press("Escape")
