@@ -28,7 +28,7 @@ NOT_RUN = {
     r"promote|pull|--rebuild|--shards|--url|^indexes import": "needs a Qdrant server (tests/index)",
     r"^query$": "is a prompt (tests/cli/test_converse.py)",
     r"^demo|^train$|epic-mini\.toml|grid/|^train mine|^train .*--device cpu": "trains or encodes for minutes",
-    r"--watch|--plot|--tracker|^train status|explain KEY|RECIPE|FOLDER|runs/": "is about a run of yours (tests/training)",
+    r"--watch|--plot|--tracker|^train status|explain KEY|RECIPE|FOLDER|runs/": "is about a run (tests/training)",
     r"eval compare": "compares two runs of your own (tests/cli/test_eval.py)",
 }
 ASKS = r"^indexes (delete|repair)|^teach clear"
