@@ -13,7 +13,7 @@ from epic_search.cli.index import load_encoder, print_report, run
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from epic_search.encoder import Demonstration, Encoder
+    from epic_search.encoder import Encoder
     from epic_search.index import Hit, Searcher
 
 INDEX = "python-stdlib"
@@ -25,12 +25,7 @@ QUESTIONS = (
     "run a shell command and capture its output",
     "which day of the week is a date",
 )
-# The demonstrations say what the question leaves open: what is wanted is the exception, not a function.
-TAUGHT_QUESTION = "text that is not valid in its encoding"
-DEMONSTRATIONS = (
-    ("a file that is not there", "builtins.FileNotFoundError"),
-    ("a key that the dictionary lacks", "builtins.KeyError"),
-)
+TAUGHT, RIGHT, RELATED = "copy a directory tree", "shutil.copytree", "copy a whole folder"
 
 
 def demo(
@@ -64,10 +59,9 @@ def demo(
         print(f"indexing {count:,} of the {len(found):,} documented things in your Python's standard library")
     _write(corpus, found[:count])
     report = run(corpus, name=INDEX, encoder=encoder, home=folder, prune=True)
-    demonstrations = _demonstrations({document["_id"]: document for document in found})
     with Searcher.open(INDEX, home=folder, encoder=encoder) as searcher:
         answers = list(zip(QUESTIONS, searcher.search(QUESTIONS, k=HITS), strict=True))
-        without, taught = _taught(searcher, demonstrations)
+        without, taught = _teach(searcher)
     if json:
         console.print_json(
             {
@@ -75,8 +69,9 @@ def demo(
                 "documents": report.documents,
                 "questions": [{"query": question, "hits": hits_as_json(hits)} for question, hits in answers],
                 "taught": {
-                    "query": TAUGHT_QUESTION,
-                    "demonstrations": [{"query": d.query, "passage": d.passage} for d in demonstrations],
+                    "query": TAUGHT,
+                    "document": RIGHT,
+                    "related": RELATED,
                     "without": hits_as_json(without),
                     "with": hits_as_json(taught),
                 },
@@ -86,14 +81,11 @@ def demo(
     print_report(report)
     for question, hits in answers:
         _show(question, hits)
-    _show(f"{TAUGHT_QUESTION} (no demonstrations)", without, query=TAUGHT_QUESTION)
-    print("\nThe same question, after two demonstrations:")
-    for shown, name in DEMONSTRATIONS:
-        print(f'   for "{shown}", {name} is right')
-    _show(f"{TAUGHT_QUESTION} (two demonstrations)", taught, query=TAUGHT_QUESTION)
+    _show(RELATED, without)
+    print(f'\nNow it is taught that for "{TAUGHT}", {RIGHT} is right. The question above is another one:')
+    _show(RELATED, taught)
     same = [hit.id for hit in without] == [hit.id for hit in taught]
-    print(f"\nThe demonstrations {'did not change the order of these hits' if same else 'changed the hits'}.")
-    print("How much the default encoder reads in them is measured in the README, under Figures.")
+    print(f"\nThis {'did not change the order of these hits' if same else 'changed the hits'}; it is forgotten again.")
     _next_steps(count, len(found), corpus)
 
 
@@ -138,30 +130,25 @@ def _write(corpus: Path, documents: Sequence[dict[str, str]]) -> None:
         ) from error
 
 
-def _demonstrations(by_id: dict[str, dict[str, str]]) -> list["Demonstration"]:
-    from epic_search.encoder import Demonstration
-
-    return [
-        Demonstration(query=question, passage=f"{by_id[name]['title']}\n{by_id[name]['text']}")
-        for question, name in DEMONSTRATIONS
-    ]
-
-
-def _taught(searcher: "Searcher", demonstrations: "Sequence[Demonstration]") -> "tuple[list[Hit], list[Hit]]":
-    """Hits of the same question without and with demonstrations."""
-    prompt = searcher.encoder.prompt(demonstrations=demonstrations)
-    without = searcher.search([TAUGHT_QUESTION], k=HITS)[0]
-    return without, searcher.search([TAUGHT_QUESTION], k=HITS, prompt=prompt)[0]
+def _teach(searcher: "Searcher") -> "tuple[list[Hit], list[Hit]]":
+    """Hits of the related question before and after the pair is taught; the index is left as it was."""
+    without = searcher.search([RELATED], k=HITS)[0]
+    searcher.teach(TAUGHT, [RIGHT])
+    try:
+        return without, searcher.search([RELATED], k=HITS)[0]
+    finally:
+        searcher.forget(TAUGHT)
 
 
-def _show(heading: str, hits: "Sequence[Hit]", *, query: str | None = None) -> None:
-    print(f"\n? {heading}")
-    console.print_hits(hits, query=query or heading)
+def _show(question: str, hits: "Sequence[Hit]") -> None:
+    print(f"\n? {question}")
+    console.print_hits(hits, query=question)
 
 
 def _next_steps(count: int, total: int, corpus: Path) -> None:
     print(f"\nThe index stays. The documents are in {corpus}. Try:")
     print('  epic-search query "your own question"')
+    print(f"  epic-search serve {INDEX}   # and teach it in your browser")
     if count < total:
         print(f"  epic-search demo --all      # index all {total:,}")
     print("  epic-search index YOUR-CORPUS.jsonl")

@@ -18,10 +18,9 @@ def everything() -> list[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, everything: list[dict[str, str]], tiny_encoder_folder: Path) -> None:
-    """The tiny encoder in place of the default one, and few documents besides the demonstrations."""
-    taught = {name for _, name in demo.DEMONSTRATIONS}
-    few = [document for document in everything if document["_id"] in taught]
-    few += [document for document in everything if document["_id"] not in taught][:40]
+    """The tiny encoder in place of the default one, and few documents besides the one that is taught."""
+    few = [document for document in everything if document["_id"] == demo.RIGHT]
+    few += [document for document in everything if document["_id"] != demo.RIGHT][:41]
     monkeypatch.setattr(stdlib, "documents", lambda: iter(few))
     monkeypatch.setattr("epic_search.encoder.checkpoint.DEFAULT_MODEL", str(tiny_encoder_folder))
 
@@ -29,8 +28,10 @@ def small(monkeypatch: pytest.MonkeyPatch, everything: list[dict[str, str]], tin
 def test_demo_then_query(run: Run) -> None:
     printed = run("demo").stdout
     assert "indexing 42 of the 42 documented things" in printed
-    for question in (*demo.QUESTIONS, f"{demo.TAUGHT_QUESTION} (two demonstrations)"):
+    for question in demo.QUESTIONS:
         assert f"? {question}\n" in printed
+    assert printed.count(f"? {demo.RELATED}\n") == 2
+    assert run("teach", "list").stdout == "", "the index is left as it was"
     assert 'epic-search query "your own question"' in printed
     assert json.loads(run("query", "a question", "--json").stdout)["index"] == demo.INDEX
 
@@ -45,8 +46,8 @@ def test_json(run: Run) -> None:
     assert (answer["index"], answer["documents"]) == (demo.INDEX, 42)
     assert [question["query"] for question in answer["questions"]] == list(demo.QUESTIONS)
     taught = answer["taught"]
-    assert len(taught["demonstrations"]) == 2
-    assert taught["with"] != taught["without"]
+    assert (taught["query"], taught["document"], taught["related"]) == (demo.TAUGHT, demo.RIGHT, demo.RELATED)
+    assert len(taught["with"]) == len(taught["without"]) == demo.HITS
 
 
 def test_a_slow_machine_indexes_less(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +73,5 @@ def test_a_home_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
     assert "choose a folder that you may write to" in run("demo", "--home", tmp_path / "file" / "x", code=2).stderr
 
 
-def test_the_real_documentation_holds_the_demonstrations(everything: list[dict[str, str]]) -> None:
-    ids = {document["_id"] for document in everything}
-    assert {name for _, name in demo.DEMONSTRATIONS} <= ids
+def test_the_real_documentation_holds_what_is_taught(everything: list[dict[str, str]]) -> None:
+    assert demo.RIGHT in {document["_id"] for document in everything}
