@@ -31,6 +31,7 @@ CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
 GROUP_DOCUMENTS = 256  # looked up and cut at once; a new index learns its fields from the first of them
 GROUP_BYTES = 4 * 2**20
+KEPT = {"task", "demonstrations", "demos", "demos_k", "boost"}  # by an index that is made anew
 DUPLICATE_ID = "duplicate id"
 
 
@@ -132,7 +133,9 @@ def index_corpus(
             with place.contents(manifest, lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, place, progress)
                 run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
-                return run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
+                report = run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
+                place.settle(manifest, encoder=encoder, contents=contents)
+                return report
 
 
 def _manifest(place: Place, encoder: "Encoder") -> Manifest:
@@ -145,8 +148,7 @@ def _manifest(place: Place, encoder: "Encoder") -> Manifest:
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             cut_to=encoder.config.dim,
-            task=old.task if old is not None else None,
-            demonstrations=old.demonstrations if old is not None else [],
+            **({} if old is None else old.model_dump(include=KEPT)),
         )
     manifest.require_encoder(encoder)
     return manifest

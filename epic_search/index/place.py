@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from epic_search.index.store.protocol import VectorStore
     from epic_search.index.store.server import Layout
     from epic_search.index.taught import Taught
+    from epic_search.index.taught_place import TaughtPlace
 
 
 class IndexContents(Protocol):
@@ -50,6 +51,12 @@ class IndexContents(Protocol):
 
     def versions(self, document_ids: Sequence[str]) -> dict[str, bytes]:
         """The stored version of each document that is stored."""
+
+    def points_of(self, document_id: str) -> list[str]:
+        """The ids of a stored document's points, in the order of its passages; none for a document not stored."""
+
+    def ids_near(self, document_id: str) -> list[str]:
+        """Ids of stored documents that are written like this one, a few, where that can be looked up."""
 
     def put(self, chunk: "Sequence[CutDocument]", vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one."""
@@ -98,10 +105,17 @@ class Place(Protocol):
     def contents(self, manifest: Manifest, lock: Lock | None) -> IndexContents:
         """Open what is here."""
 
-    def taught(
-        self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents, lock: Lock | None
-    ) -> "Taught | None":
-        """Open what a user taught; None where nothing can be taught."""
+    def save_ways(self, manifest: Manifest) -> None:
+        """Keep how the index uses what it was taught, durably."""
+
+    def taught_place(self, manifest: Manifest, lock: Lock | None) -> "TaughtPlace":
+        """Where what it is taught is kept."""
+
+    def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents, lock: Lock | None) -> "Taught":
+        """Open what a user taught."""
+
+    def settle(self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents) -> None:
+        """Bring what was taught in step with an index that has just become complete, where opening it will not do."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -184,12 +198,25 @@ class Folder:
         assert lock is not None, self.folder
         return Contents(self.folder, manifest, lock=lock)
 
+    def save_ways(self, manifest: Manifest) -> None:
+        """See Place."""
+        manifest.save(self.folder)
+
+    def taught_place(self, manifest: Manifest, lock: Lock | None) -> "TaughtPlace":
+        """See Place."""
+        from epic_search.index.taught_folder import TaughtFolder
+
+        assert lock is not None, self.folder
+        return TaughtFolder(self.folder, manifest, lock)
+
     def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents, lock: Lock | None) -> "Taught":
         """See Place."""
         from epic_search.index.taught import Taught
 
-        assert lock is not None and isinstance(contents, Contents), self.folder
-        return Taught(self.folder, manifest, encoder=encoder, contents=contents, lock=lock)
+        return Taught(self.taught_place(manifest, lock), manifest, encoder=encoder, contents=contents)
+
+    def settle(self, manifest: Manifest, *, encoder: "Encoder", contents: IndexContents) -> None:
+        """See Place. Who opens a folder writes to it, and opening brings pairs in step."""
 
     def close(self) -> None:
         """See Place."""

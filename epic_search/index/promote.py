@@ -18,12 +18,15 @@ from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.server_contents import PASSAGES, VERSION, ServerContents
 from epic_search.index.server_place import existing_collection, target_collection
 from epic_search.index.store.connection import Server
-from epic_search.index.store.protocol import Point, Sparse, StoredPoint, VectorStore
+from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore
 from epic_search.index.store.server import Layout, ServerStore
+from epic_search.index.taught import QUERY
+from epic_search.index.taught_folder import TaughtFolder
+from epic_search.index.taught_place import TaughtPlace
 
 PAGE_POINTS = 256
 CHECKED_POINTS = 200
-WITHOUT_TAUGHT_PAIRS = {"taught": 0, "demos": "fixed", "demos_k": None, "boost": None}  # a server keeps none
+ANY = Schema({})  # of a store that is only read from end to end
 NO_TERMS = Sparse(np.empty(0, np.uint32), np.empty(0, np.float32))
 
 Progress = Callable[[int, int], None]  # points done, points in all
@@ -33,7 +36,7 @@ Progress = Callable[[int, int], None]  # points done, points in all
 class PromoteReport:
     """What was moved. `sent`: passages that were not there yet; `checked`: passages read back and compared.
 
-    `untaught`: how many taught pairs stayed behind.
+    `taught`: taught pairs, all of which are there.
     """
 
     name: str
@@ -42,7 +45,7 @@ class PromoteReport:
     sent: int
     checked: int
     seconds: float
-    untaught: int = 0
+    taught: int
 
 
 def promote(
@@ -58,8 +61,9 @@ def promote(
     """Copy an index of this machine to a server, under the name `target` (None: its own).
 
     It becomes visible there in one step, after its count and a sample of its points were compared; an index of that
-    name and encoder is replaced. Cut short, the next call goes on. `layout` and `quantize` are the copy's. Raises
-    UserError when the index is not complete, and when another encoder made the one that is there.
+    name and encoder is replaced, and what was taught to either is taught to the copy. Cut short, the next call goes on.
+    `layout` and `quantize` are the copy's. Raises UserError when the index is not complete, and when another encoder
+    made the one that is there.
     """
     start, target = time.monotonic(), target or name
     folder = existing_index(name, home)
@@ -80,22 +84,21 @@ def promote(
                     f"index '{target}' at {server} was made by encoder '{there.encoder}' and this one by "
                     f"'{manifest.encoder}'; promote it under another name with --as, or delete that one"
                 )
-            copy = manifest.model_copy(
-                update={"name": target, "status": "indexing", "quantize": quantize, **WITHOUT_TAUGHT_PAIRS}
-            )
+            copy = manifest.model_copy(update={"name": target, "status": "indexing", "taught": 0, "quantize": quantize})
             if (begun := place.manifest()) is not None and begun.store_schema() != copy.store_schema():
                 place.begin_anew()
             place.save(copy)
             with place.contents(copy, None) as there_now:
                 sent, sample = _send(contents, there_now.store, progress)
                 checked = _compare(sample, there_now.store, passages=contents.passages)
+            place.save_ways(copy)
             copy.status = "complete"
             copy.documents, copy.passages = contents.documents, contents.passages
             place.save(copy)
+            # Where the copy is, and not before: the pairs belong to its name.
+            taught = _copy_taught(TaughtFolder(folder, manifest, lock), place.taught_place(copy, None))
             seconds = time.monotonic() - start
-            return PromoteReport(
-                target, contents.documents, contents.passages, sent, checked, seconds, untaught=manifest.taught
-            )
+            return PromoteReport(target, contents.documents, contents.passages, sent, checked, seconds, taught)
 
 
 def pull(
@@ -112,7 +115,7 @@ def pull(
     with closing(existing_collection(name, server)) as place:
         manifest = place.manifest()
         assert manifest is not None, name
-        fresh = {"status": "indexing", "documents": 0, "passages": 0, "quantize": None}
+        fresh = {"status": "indexing", "documents": 0, "passages": 0, "taught": 0, "quantize": None}
         copy = manifest.model_copy(update={"name": target, **fresh})
         make_folder(folder)
         with Lock(folder) as lock, place.contents(manifest, None) as there:
@@ -121,12 +124,39 @@ def pull(
                 documents, sample = _fetch(there, contents.store, progress)
                 checked = _compare(sample, contents.store, passages=there.passages)
                 contents.adopt(documents)
+                copy.taught = _copy_taught(place.taught_place(manifest, None), TaughtFolder(folder, copy, lock))
                 copy.status = manifest.status
                 copy.documents, copy.passages = contents.documents, contents.passages
                 copy.save(folder)
+                seconds = time.monotonic() - start
                 return PromoteReport(
-                    target, copy.documents, copy.passages, copy.passages, checked, time.monotonic() - start
+                    target, copy.documents, copy.passages, copy.passages, checked, seconds, copy.taught
                 )
+
+
+def _copy_taught(source: TaughtPlace, target: TaughtPlace) -> int:
+    """Bring all taught pairs, beside those that are there; returns how many."""
+    pairs = source.open(ANY)
+    if pairs is None:
+        return 0
+    with closing(pairs):
+        store, sent = None, list[str]()
+        for page in pages(pairs):
+            if not page:
+                break
+            if store is None:
+                schema = Schema({name: len(vector_E) for name, vector_E in page[0].dense.items()})
+                store = target.open(schema) or target.create(schema)
+            _put(store, [(stored.point, stored) for stored in page])
+            sent += [stored.point.id for stored in page]
+        if store is None:
+            return 0
+        with closing(store):
+            store.flush()
+            held = len(store.vectors(sent, name=QUERY))
+    if held != len(sent):
+        raise UserError(f"the copy holds {held:,} of {len(sent):,} taught pairs; repeat the command")
+    return held
 
 
 def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> tuple[int, list[StoredPoint]]:

@@ -18,7 +18,7 @@ import numpy as np
 from epic_search.index.contents import passage_points
 from epic_search.index.filters import Compare, FieldType
 from epic_search.index.lexical import Lexical
-from epic_search.index.passages import CutDocument
+from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.protocol import Point
 from epic_search.index.store.server import ServerStore
 
@@ -70,6 +70,17 @@ class ServerContents:
     def versions(self, document_ids: Sequence[str]) -> dict[str, bytes]:
         """The stored version of each document that is stored whole, and in one version only."""
         return {id: bytes.fromhex(one.version) for id, one in self._stored(document_ids).items() if one.is_whole}
+
+    def points_of(self, document_id: str) -> list[str]:
+        """The ids of a document's points, in the order of its passages; none for one that is not stored whole."""
+        document = self._stored([document_id]).get(document_id)
+        if document is None or not document.is_whole:
+            return []
+        return [point_id(document_id, bytes.fromhex(document.version), n) for n in range(document.passages)]
+
+    def ids_near(self, document_id: str) -> list[str]:
+        """Nothing: a server has no order of ids to look in."""
+        return []
 
     def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one.

@@ -10,35 +10,30 @@ Shapes: Q queries, K pairs, P passages of a document, E dimensions of a whole ve
 """
 
 import json
-import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import chain
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
-from epic_search.index.disk import require_space
 from epic_search.index.feedback import chosen_width
-from epic_search.index.manifest import now, sync_folder
+from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
-from epic_search.index.store.edge import EdgeStore, StoreDamaged
+from epic_search.index.store.connection import ServerError
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
-    from epic_search.index.contents import Contents
-    from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
-    from epic_search.index.store.protocol import StoredPoint, VectorStore
+    from epic_search.index.place import IndexContents
+    from epic_search.index.store.protocol import VectorStore
+    from epic_search.index.taught_place import TaughtPlace
 
-TAUGHT_FOLDER = "taught"
-UNFINISHED_FOLDER = "taught.new"
 QUERY, PASSAGE = "query", "passage"
 NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 PAGE = 256
@@ -91,43 +86,48 @@ class Taught:
     """The pairs taught to an open index. Close it."""
 
     def __init__(
-        self, folder: Path, manifest: "Manifest", *, encoder: "Encoder", contents: "Contents", lock: "Lock"
+        self, place: "TaughtPlace", manifest: "Manifest", *, encoder: "Encoder", contents: "IndexContents"
     ) -> None:
         """Open what was taught, which may be nothing; brings pairs in step with their documents and the task.
 
         Raises UserError when the pairs were taught to another encoder and when their files are damaged.
         """
-        self._folder = folder
+        self._place = place
         self._manifest = manifest
         self._encoder = encoder
         self._contents = contents
-        self._lock = lock
         self._width: float | None = None
         self._stale: set[str] = set()
-        self._store: VectorStore | None = None
-        if (folder / TAUGHT_FOLDER).is_dir():
-            self._store = self._open()
-            try:
-                self._follow()
-            except BaseException:
-                self.close()
-                raise
+        self._opened: VectorStore | None = None
+        try:
+            _ = self._store
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _store(self) -> "VectorStore | None":
+        """The pairs; looked for until there are some, which another machine may have taught."""
+        if self._opened is None:
+            self._opened = self._place.open(self._schema())
+            if self._opened is not None:
+                self._manifest.taught = self._opened.count()
+                self._follow(self._opened)
+        return self._opened
 
     def __len__(self) -> int:
         """How many pairs can be used."""
-        return self._store.count() - len(self._stale) if self._store is not None else 0
+        store = self._store
+        return store.count() - len(self._stale) if store is not None else 0
 
     def close(self) -> None:
         """Close the store."""
-        if self._store is not None:
-            self._store.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def pairs(self) -> list[TaughtPair]:
         """All pairs, the first taught first."""
-        found = [
-            _pair(stored.point.payload, stale=stored.point.id in self._stale)
-            for stored in chain.from_iterable(self._pages())
-        ]
+        found = [_pair(point.payload, stale=point.id in self._stale) for point in self._points()]
         return sorted(found, key=lambda pair: (pair.taught, pair.query, pair.document or ""))
 
     def teach(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -139,7 +139,8 @@ class Taught:
         for lesson in lessons:
             self._check(lesson)
         asked = {_pair_id(lesson.query, lesson.document, lesson.passage): lesson for lesson in lessons}
-        known = self._store.vectors(list(asked), name=QUERY) if self._store is not None else {}
+        store = self._store
+        known = store.vectors(list(asked), name=QUERY) if store is not None else {}
         time = now()
         pairs = [
             TaughtPair(lesson.query.strip(), lesson.document, "", lesson.passage or "", time)
@@ -148,11 +149,26 @@ class Taught:
         ]
         if not pairs:
             return []
-        if self._store is None:
-            self._store = self._create()
-        made = self._put(pairs)
-        self._manifest.taught = self._store.count()
-        self._manifest.save(self._folder)
+        return self._add(pairs)
+
+    def adopt(self, points: Iterable[Point]) -> None:
+        """Teach again the pairs of points that another encoder's store holds, as they were taught; then all are here.
+
+        Pairs whose documents are not in the index come along, stale.
+        """
+        known = {point.id for point in self._points()}
+        pairs = [_pair(point.payload) for point in points if point.id not in known]
+        for first in range(0, len(pairs), PAGE):
+            self._add(pairs[first : first + PAGE])
+
+    def _add(self, pairs: Sequence[TaughtPair]) -> list[TaughtPair]:
+        store = self._store
+        if store is None:
+            store = self._opened = self._place.create(self._schema())
+        made = self._put(store, pairs)
+        self._manifest.taught = store.count()
+        self._place.note(self._manifest)
+        self._place.confirm()
         return made
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
@@ -175,23 +191,25 @@ class Taught:
 
     def clear(self) -> int:
         """Remove everything taught; returns how many pairs that were."""
-        ids = [stored.point.id for stored in chain.from_iterable(self._pages())]
+        ids = [point.id for point in self._points()]
         self._remove(ids)
         return len(ids)
 
     def nearest(self, queries_QE: np.ndarray, *, k: int) -> list[list[Neighbour]]:
         """For each query (whole vectors, encoded under the index's task alone) its `k` nearest pairs, nearest first."""
-        if self._store is None:
+        store = self._store
+        if store is None:
             return [[] for _ in queries_QE]
         # What is stale is passed over here: marking it in the store would write at every opening.
-        found = self._store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
+        found = store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
         found = [[match for match in matches if match.id not in self._stale][:k] for matches in found]
         ids = list({match.id for matches in found for match in matches})
-        queries, passages = (self._store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
+        queries, passages = (store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
         return [
             [
                 Neighbour(_pair(match.payload), min(1.0, match.score), queries[match.id], passages[match.id])
                 for match in matches
+                if match.id in queries and match.id in passages  # else another machine has just removed it
             ]
             for matches in found
         ]
@@ -200,7 +218,8 @@ class Taught:
         """How far the feedback of a pair reaches: the width of `feedback.weights` that fits what is taught now."""
         if self._width is None:
             # Points come in the order of their ids, which are hashes: the first are a sample.
-            points = self._store.scroll(limit=LEARNED_FROM).points if self._store is not None else []
+            store = self._store
+            points = store.scroll(limit=LEARNED_FROM).points if store is not None else []
             used = [stored for stored in points if stored.point.id not in self._stale]
             answers = [_answer(stored.point.payload) for stored in used]
             vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
@@ -225,20 +244,16 @@ class Taught:
             meant = f"written like it are {_listed(near)}" if near else "give the id of a hit"
             raise UserError(f"index '{self._manifest.name}' has no document '{lesson.document}'; {meant}")
 
-    def _put(self, pairs: Sequence[TaughtPair]) -> list[TaughtPair]:
+    def _put(self, store: "VectorStore", pairs: Sequence[TaughtPair], *, only_known: bool = False) -> list[TaughtPair]:
         """Store pairs with new vectors, and a document's passage as it is now; returns them so."""
-        assert self._store is not None
-        require_space(self._folder, 0)
+        self._place.require_space()
         queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain(), whole=True)
         passages_KE = np.empty_like(queries_KE)
         made: list[TaughtPair] = []
         versions: list[str | None] = []
         to_encode: list[int] = []
         for number, (pair, query_E) in enumerate(zip(pairs, queries_KE, strict=True)):
-            if pair.document is None:
-                version, in_index_E = None, None
-            else:
-                pair, version, in_index_E = self._from_index(pair, pair.document, query_E)
+            pair, version, in_index_E = self._from_index(pair, query_E)
             made.append(pair)
             versions.append(version)
             if in_index_E is None or self._manifest.cut_to is not None:
@@ -265,14 +280,19 @@ class Taught:
             for pair, version in zip(made, versions, strict=True)
         ]
         self._width = None
-        self._store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE})
-        self._store.flush()
+        store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE}, only_known=only_known)
+        store.flush()
         return made
 
-    def _from_index(self, pair: TaughtPair, document: str, query_E: np.ndarray) -> tuple[TaughtPair, str, np.ndarray]:
-        """The pair with the passage of its document that is nearest to the query; the version; the passage's vector."""
+    def _from_index(self, pair: TaughtPair, query_E: np.ndarray) -> tuple[TaughtPair, str | None, np.ndarray | None]:
+        """The pair with the passage of its document that is nearest to the query; the version; the passage's vector.
+
+        A pair of the user's own words, or of a document that is gone, has neither and stays as it is.
+        """
+        ids = self._contents.points_of(pair.document) if pair.document is not None else []
+        if pair.document is None or not ids:
+            return pair, None, None
         store = self._contents.store
-        ids = self._contents.points_of(document)
         stored = store.vectors(ids)
         vectors_PE = np.stack([stored[id] for id in ids])
         best = int(np.argmax(vectors_PE @ as_stored(query_E[None], self._manifest.dim)[0]))
@@ -280,53 +300,55 @@ class Taught:
         assert point.id == ids[best], (point.id, ids[best])
         title = point.payload.get("title", "")
         text = encoded_text(title, point.payload["text"], self._encoder)
-        version = self._contents.versions([document])[document].hex()
+        version = self._contents.versions([pair.document])[pair.document].hex()
         return replace(pair, title=title, passage=text), version, vectors_PE[best]
 
-    def _follow(self) -> None:
+    def _follow(self, store: "VectorStore") -> None:
         """Note the pairs whose document is gone; make anew those whose document or task has changed."""
         changed = []
-        for page in self._pages():
-            payloads = {stored.point.id: stored.point.payload for stored in page}
-            for payload in payloads.values():
-                if payload["encoder"] != self._encoder.fingerprint:
+        points = points_of(store)
+        while page := list(islice(points, PAGE)):
+            for point in page:
+                if (made_by := point.payload["encoder"]) != self._encoder.fingerprint:
                     raise UserError(
                         f"what index '{self._manifest.name}' was taught is of another encoder (fingerprint "
-                        f"{payload['encoder'][:12]}, and this is {self._encoder.fingerprint[:12]}); remove the folder "
-                        f"{self._folder / TAUGHT_FOLDER} and teach again"
+                        f"{made_by[:12]}, and this is {self._encoder.fingerprint[:12]}); remove {self._place.where} "
+                        "and teach again"
                     )
-            documents = {payload["document"] for payload in payloads.values()} - {None}
+            documents = {point.payload["document"] for point in page} - {None}
             versions = self._contents.versions(sorted(documents))
-            for id, payload in payloads.items():
-                document = payload["document"]
+            for point in page:
+                document = point.payload["document"]
                 if document is not None and document not in versions:
-                    self._stale.add(id)
-                elif payload["task"] != self._manifest.task or (
-                    document is not None and versions[document].hex() != payload["version"]
+                    self._stale.add(point.id)
+                elif point.payload["task"] != self._manifest.task or (
+                    document is not None and versions[document].hex() != point.payload["version"]
                 ):
-                    changed.append(_pair(payload))
-        for first in range(0, len(changed), PAGE):
-            self._put(changed[first : first + PAGE])
+                    changed.append(_pair(point.payload))
+        try:
+            for first in range(0, len(changed), PAGE):
+                # What another machine has forgotten meanwhile does not come back.
+                self._put(store, changed[first : first + PAGE], only_known=True)
+        except ServerError as error:
+            if error.failure.kind != "key":
+                raise  # who may only read uses the pairs as they are
 
     def _remove(self, ids: Sequence[str]) -> None:
-        if self._store is None or not ids:
+        store = self._store
+        if store is None or not ids:
             return
         # The count goes first: fewer pairs than it says would be damage.
-        self._manifest.taught = self._store.count() - len(ids)
-        self._manifest.save(self._folder)
-        self._store.delete(ids)
-        self._store.flush()
+        self._manifest.taught = store.count() - len(ids)
+        self._place.note(self._manifest)
+        store.delete(ids)
+        store.flush()
+        self._place.confirm()
         self._stale -= set(ids)
         self._width = None
 
-    def _pages(self) -> Iterator[list["StoredPoint"]]:
-        if self._store is None:
-            return
-        page = self._store.scroll(limit=PAGE)
-        yield page.points
-        while page.next is not None:
-            page = self._store.scroll(limit=PAGE, start=page.next)
-            yield page.points
+    def _points(self) -> Iterator[Point]:
+        store = self._store
+        return points_of(store) if store is not None else iter(())
 
     def _plain(self) -> "Prompt":
         """The prompt of taught queries: the index's task alone."""
@@ -336,30 +358,15 @@ class Taught:
         width = self._plain().vectors_SE.shape[1]
         return Schema({QUERY: width, PASSAGE: width})
 
-    def _create(self) -> "VectorStore":
-        """An empty store. Until it is whole it has another name: what a killed process leaves is made again."""
-        unfinished = self._folder / UNFINISHED_FOLDER
-        shutil.rmtree(unfinished, ignore_errors=True)
-        require_space(self._folder, 0)
-        EdgeStore(unfinished, schema=self._schema(), create=True, keep_open=[self._lock.fd]).close()
-        unfinished.rename(self._folder / TAUGHT_FOLDER)
-        sync_folder(self._folder)
-        return self._open()
 
-    def _open(self) -> "VectorStore":
-        path = self._folder / TAUGHT_FOLDER
-        remedy = f"remove the folder {path} and teach again"
-        try:
-            store = EdgeStore(path, schema=self._schema(), create=False, keep_open=[self._lock.fd])
-        except StoreDamaged as error:
-            raise UserError(f"what index '{self._manifest.name}' was taught is damaged ({error}); {remedy}") from error
-        if (held := store.count()) < self._manifest.taught:
-            store.close()
-            raise UserError(
-                f"what index '{self._manifest.name}' was taught is damaged (its store holds {held:,} of "
-                f"{self._manifest.taught:,} pairs); {remedy}"
-            )
-        return store
+def points_of(store: "VectorStore") -> Iterator[Point]:
+    """All points of a store, without their vectors."""
+    start: str | None = None
+    while True:
+        page = store.scroll(limit=PAGE, start=start, vectors=False)
+        yield from (stored.point for stored in page.points)
+        if (start := page.next) is None:
+            return
 
 
 def label(pair: TaughtPair) -> str:

@@ -21,6 +21,7 @@ from epic_search.index.store.edge_worker import read_frame, write_frame
 from epic_search.index.store.protocol import (
     FACET_TYPES,
     RRF,
+    SHORT,
     Fusion,
     Match,
     Page,
@@ -31,6 +32,7 @@ from epic_search.index.store.protocol import (
     StoreQuery,
     check_queries,
     check_vectors,
+    shortened,
 )
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
@@ -72,6 +74,7 @@ class EdgeStore:
                 "dense": dict(schema.dense),
                 "lexical": schema.lexical,
                 "quantize": schema.quantize,
+                "first_stage": schema.first_stage,
                 "create": create,
             }
             answer, _ = self._exchange({"request": "open"} | header, ())
@@ -84,15 +87,23 @@ class EdgeStore:
             raise
 
     def upsert(
-        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+        self,
+        points: Sequence[Point],
+        dense: Mapping[str, np.ndarray],
+        *,
+        sparse: Sequence[Sparse] | None = None,
+        only_known: bool = False,
     ) -> None:
         """See VectorStore."""
         check_vectors(self.schema, len(points), dense, sparse)
+        if self.schema.first_stage is not None and "" in dense:
+            dense = {**dense, SHORT: shortened(dense[""], self.schema.first_stage)}
         for first in range(0, len(points), UPSERT_POINTS):
             some = slice(first, first + UPSERT_POINTS)
             arrays = [vectors_PE[some] for vectors_PE in dense.values()]
             arrays += [] if sparse is None else _joined(sparse[some])
-            self._request("upsert", arrays, points=[(p.id, p.payload) for p in points[some]], names=list(dense))
+            stored = [(point.id, point.payload) for point in points[some]]
+            self._request("upsert", arrays, points=stored, names=list(dense), only_known=only_known)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
@@ -137,9 +148,9 @@ class EdgeStore:
         having, (flat,) = self._request_arrays("vectors", ids=list(ids), name=name)
         return dict(zip(having, np.asarray(flat).reshape(len(having), self.schema.dense[name]), strict=True))
 
-    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+    def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
         """See VectorStore."""
-        (found, following), arrays = self._request_arrays("scroll", start=start, limit=limit)
+        (found, following), arrays = self._request_arrays("scroll", start=start, limit=limit, vectors=vectors)
         values = (np.asarray(flat) for flat in arrays)
         points = []
         for id, payload, names, is_lexical in found:

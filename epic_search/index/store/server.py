@@ -11,6 +11,8 @@ from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store.connection import Connection, ServerError
 from epic_search.index.store.protocol import (
     LEXICAL,
+    RRF,
+    SHORT,
     Fusion,
     Match,
     Page,
@@ -21,6 +23,7 @@ from epic_search.index.store.protocol import (
     StoreQuery,
     check_queries,
     check_vectors,
+    shortened,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ DELETE_POINTS = 1000
 PAGE_POINTS = 1000
 # Codes of one byte find candidates; so many times the number asked for are then compared with the whole vectors.
 OVERSAMPLING = 2.0
+# Of short vectors, so many times the number asked for, before these are compared with the whole vectors.
+FIRST_STAGE = 4
+WHOLE = "whole"  # what the vectors called "" are called on a server where they are not the only ones
 
 FIELD_SCHEMAS: dict[FieldType, str] = {
     "keyword": "keyword",
@@ -69,13 +75,18 @@ def create_collection(
         config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
         quantization = models.ScalarQuantization(scalar=config)
     # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
-    dense = {name: models.VectorParams(size=dim, distance=models.Distance.DOT) for name, dim in schema.dense.items()}
+    dot = models.Distance.DOT
+    dense = {_name(name, schema): models.VectorParams(size=dim, distance=dot) for name, dim in schema.dense.items()}
+    if schema.first_stage is not None:
+        dense[SHORT] = models.VectorParams(size=schema.first_stage, distance=dot)
+        # The whole vectors are only compared with: they need no search graph, and no memory.
+        dense[WHOLE].hnsw_config, dense[WHOLE].on_disk = models.HnswConfigDiff(m=0), True
     sparse = {LEXICAL: models.SparseVectorParams(modifier=models.Modifier.IDF)}
 
     def create(client: "QdrantClient") -> None:
         client.create_collection(
             collection,
-            vectors_config=dense[""] if list(dense) == [""] else dense,
+            vectors_config=dense if _has_names(schema) else dense[""],
             sparse_vectors_config=sparse if schema.lexical else None,
             quantization_config=quantization,
             shard_number=layout.shards,
@@ -116,36 +127,47 @@ class ServerStore:
         return self._schema
 
     def upsert(
-        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+        self,
+        points: Sequence[Point],
+        dense: Mapping[str, np.ndarray],
+        *,
+        sparse: Sequence[Sparse] | None = None,
+        only_known: bool = False,
     ) -> None:
         """See VectorStore. Returns when the server has the points."""
         check_vectors(self._schema, len(points), dense, sparse)
+        named = {_name(name, self._schema): vectors_PE for name, vectors_PE in dense.items()}
+        if self._schema.first_stage is not None and "" in dense:
+            named[SHORT] = shortened(dense[""], self._schema.first_stage)
+        numbers = sum(vectors_PE.shape[1] for vectors_PE in named.values())
         batch: list[models.PointStruct] = []
         size = 0
         for row, point in enumerate(points):
-            numbers = sum(vectors_PE.shape[1] for vectors_PE in dense.values())
             length = NUMBER_BYTES * numbers + len(json.dumps(point.payload))
             if sparse is not None:
                 length += 2 * NUMBER_BYTES * len(sparse[row].terms_T)
             if batch and (len(batch) == REQUEST_POINTS or size + length > REQUEST_BYTES):
-                self._upsert(batch)
+                self._upsert(batch, only_known=only_known)
                 batch, size = [], 0
             batch.append(
-                _point_struct(point, {name: v[row] for name, v in dense.items()}, sparse[row] if sparse else None)
+                _point_struct(point, {name: v[row] for name, v in named.items()}, sparse[row] if sparse else None)
             )
             size += length
         if batch:
-            self._upsert(batch)
+            self._upsert(batch, only_known=only_known)
 
-    def _upsert(self, batch: "list[models.PointStruct]") -> None:
+    def _upsert(self, batch: "list[models.PointStruct]", *, only_known: bool) -> None:
+        from qdrant_client import models
+
+        mode = models.UpdateMode.UPDATE_ONLY if only_known else None
         try:
-            self._ask(lambda client: client.upsert(self.collection, batch, wait=True))
+            self._ask(lambda client: client.upsert(self.collection, batch, wait=True, update_mode=mode))
         except ServerError as error:
             if error.failure.kind != "too large" or len(batch) == 1:
                 raise
             half = len(batch) // 2
-            self._upsert(batch[:half])
-            self._upsert(batch[half:])
+            self._upsert(batch[:half], only_known=only_known)
+            self._upsert(batch[half:], only_known=only_known)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
@@ -168,7 +190,7 @@ class ServerStore:
         name: str = "",
         filter: Filter | None = None,
         fields: Sequence[str] | None = None,
-        fusion: Fusion = Fusion(),  # noqa: B008 (a constant)
+        fusion: Fusion = RRF,
     ) -> list[list[Match]]:
         """See VectorStore."""
         from qdrant_client import models
@@ -177,7 +199,7 @@ class ServerStore:
         condition, payload = _filter(filter), True if fields is None else list(fields)
         places, requests = [], []
         for place, query in enumerate(queries):
-            legs = self._legs(query, name)
+            legs = self._legs(query, name, condition, limit=limit, depth=fusion.depth)
             if len(legs) == 1:
                 request = models.QueryRequest(**legs[0], filter=condition, limit=limit, with_payload=payload)
             elif legs:
@@ -195,12 +217,25 @@ class ServerStore:
                 found[place] = [Match(str(point.id), point.score, point.payload or {}) for point in answer.points]
         return found
 
-    def _legs(self, query: StoreQuery, name: str) -> list[dict[str, Any]]:
+    def _legs(
+        self, query: StoreQuery, name: str, condition: "models.Filter | None", *, limit: int, depth: int
+    ) -> list[dict[str, Any]]:
         """The dense and the sparse part of a query, each as a search of its own."""
+        from qdrant_client import models
+
         legs: list[dict[str, Any]] = []
+        params = self._search_params()
+        has_terms = query.sparse is not None and len(query.sparse.terms_T) > 0
         if query.dense_E is not None:
-            legs.append({"query": query.dense_E.tolist(), "using": name or None, "params": self._search_params()})
-        if query.sparse is not None and len(query.sparse.terms_T):
+            vector = query.dense_E.tolist()
+            leg = {"query": vector, "using": _name(name, self._schema) or None, "params": params}
+            if (width := self._schema.first_stage) is not None and name == "":
+                most = FIRST_STAGE * (depth if has_terms else limit)
+                leg["prefetch"] = models.Prefetch(
+                    query=vector[:width], using=SHORT, params=params, filter=condition, limit=most
+                )
+            legs.append(leg)
+        if query.sparse is not None and has_terms:
             legs.append({"query": _sparse_vector(query.sparse), "using": LEXICAL})
         return legs
 
@@ -224,24 +259,24 @@ class ServerStore:
                 some,
             )
             for record in records:
-                dense, _ = _vectors(record.vector)
+                dense, _ = _vectors(record.vector, self._schema)
                 if name in dense:
                     found[str(record.id)] = dense[name]
         return found
 
     def _selector(self, name: str) -> bool | list[str]:
-        return True if len(self._schema.dense) == 1 and not self._schema.lexical else [name]
+        return [_name(name, self._schema)] if _has_names(self._schema) or self._schema.lexical else True
 
-    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+    def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
         """See VectorStore."""
         records, after = self._ask(
             lambda client: client.scroll(
-                self.collection, limit=limit, offset=start, with_payload=True, with_vectors=True
+                self.collection, limit=limit, offset=start, with_payload=True, with_vectors=vectors
             )
         )
         points = []
         for record in records:
-            dense, sparse = _vectors(record.vector)
+            dense, sparse = _vectors(record.vector, self._schema)
             points.append(StoredPoint(Point(str(record.id), record.payload or {}), dense, sparse))
         return Page(points, None if after is None else str(after))
 
@@ -340,7 +375,17 @@ def _sparse_vector(sparse: Sparse) -> "models.SparseVector":
     return models.SparseVector(indices=sparse.terms_T.tolist(), values=sparse.weights_T.tolist())
 
 
-def _vectors(stored: Any) -> tuple[dict[str, np.ndarray], Sparse | None]:
+def _has_names(schema: Schema) -> bool:
+    """Whether dense vectors have names on the server: a single one, called "", has none."""
+    return list(schema.dense) != [""] or schema.first_stage is not None
+
+
+def _name(name: str, schema: Schema) -> str:
+    """What the vectors of this name are called on the server."""
+    return WHOLE if name == "" and _has_names(schema) else name
+
+
+def _vectors(stored: Any, schema: Schema) -> tuple[dict[str, np.ndarray], Sparse | None]:
     """The vectors of a record: a list where it has one unnamed vector, else by name."""
     by_name = stored if isinstance(stored, dict) else {} if stored is None else {"": stored}
     dense, sparse = {}, None
@@ -349,6 +394,6 @@ def _vectors(stored: Any) -> tuple[dict[str, np.ndarray], Sparse | None]:
             order = np.argsort(vector.indices)
             terms_T = np.asarray(vector.indices, np.uint32)[order]
             sparse = Sparse(terms_T, np.asarray(vector.values, np.float32)[order])
-        else:
-            dense[name] = np.asarray(vector, np.float32)
+        elif name != SHORT or schema.first_stage is None:
+            dense["" if name == _name("", schema) else name] = np.asarray(vector, np.float32)
     return dense, sparse
