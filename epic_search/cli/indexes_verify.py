@@ -9,6 +9,7 @@ from epic_search.cli import console, options
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 EXIT_DAMAGED = 1
@@ -21,7 +22,8 @@ def verify(
         int,
         typer.Option("--encode", min=0, help="Encode so many passages again and compare; 0 loads no encoder."),
     ] = 16,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,

@@ -11,11 +11,13 @@ from typing import Literal
 import numpy as np
 
 from epic_search.errors import UserError
+from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.folder import existing_index, make_folder, target_folder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
-from epic_search.index.server_contents import PASSAGES, VERSION, ServerContents
+from epic_search.index.mark import VERSION, marked, unmarked
+from epic_search.index.server_contents import ServerContents
 from epic_search.index.server_place import existing_collection, target_collection
 from epic_search.index.store.connection import Server
 from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore
@@ -172,7 +174,7 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
         fresh = [stored for stored in page if stored.point.id not in known]
         rows = contents.listed([stored.point.payload["id"] for stored in fresh])
         if fresh:
-            _put(store, [(_marked(stored.point, *rows[stored.point.payload["id"]]), stored) for stored in fresh])
+            _put(store, [(_marked(stored, *rows[stored.point.payload["id"]]), stored) for stored in fresh])
         sent += len(fresh)
         done += len(page)
         if progress is not None:
@@ -184,31 +186,44 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
 
 def _fetch(
     there: ServerContents, store: VectorStore, progress: Progress | None
-) -> tuple[list[tuple[str, bytes, int]], list[StoredPoint]]:
+) -> tuple[list[tuple[str, bytes, int, int]], list[StoredPoint]]:
     """Bring everything into an empty store.
 
-    Returns each document's id, version and number of passages, and some of the points.
+    Returns each document's id, version, number of passages and checksum, and some of the points.
     """
-    done: dict[tuple[str, str, int], int] = {}
+    done: dict[tuple[str, str, int], tuple[int, int]] = {}
     sample: list[StoredPoint] = []
+    read = 0
     for page in pages(there.store):
         sample += _some(page, there.passages)
         rows = []
         for stored in page:
-            payload = dict(stored.point.payload)
-            document = (payload["id"], payload.pop(VERSION), payload.pop(PASSAGES))
-            done[document] = done.get(document, 0) + 1
-            rows.append((Point(stored.point.id, payload), stored))
-        _put(store, rows)
+            id = stored.point.payload.get("id")
+            point, mark = unmarked(stored.point)
+            if id is None or mark is None:
+                raise UserError(f"point {point.id} there is no passage of a document; see 'epic-search indexes verify'")
+            sum = checksum(point, stored.dense[""])
+            if mark.checksum not in (None, sum):
+                raise UserError(
+                    f"passage {point.payload['passage']} of document '{id}' is not what was stored there (checksum); "
+                    "see 'epic-search indexes verify'"
+                )
+            held, total = done.get((id, mark.version, mark.passages), (0, 0))
+            done[id, mark.version, mark.passages] = held + 1, total + sum
+            rows.append((point, stored))
+        if rows:
+            _put(store, rows)
+        read += len(page)
         if progress is not None:
-            progress(sum(done.values()), there.passages)
+            progress(read, there.passages)
     store.flush()
-    for (id, _, passages), held in done.items():
+    for (id, _, passages), (held, _) in done.items():
         if held != passages:
             raise UserError(
                 f"document '{id}' is there in part, {held} of {passages} passages: a run was cut off; index there again"
             )
-    return [(id, bytes.fromhex(version), passages) for id, version, passages in done], sample
+    documents = [(id, bytes.fromhex(version), held, sum) for (id, version, _), (held, sum) in done.items()]
+    return documents, sample
 
 
 def _some(page: Sequence[StoredPoint], of: int) -> list[StoredPoint]:
@@ -257,5 +272,5 @@ def _compare(sample: Sequence[StoredPoint], stored: VectorStore, *, passages: in
     return len(sample)
 
 
-def _marked(point: Point, version: bytes, passages: int) -> Point:
-    return Point(point.id, {**point.payload, VERSION: version.hex(), PASSAGES: passages})
+def _marked(stored: StoredPoint, version: bytes, passages: int) -> Point:
+    return marked(stored.point, stored.dense[""], version=version, passages=passages)

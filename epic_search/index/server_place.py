@@ -157,6 +157,15 @@ class ServerPlace:
         """Turn to a generation that is not made yet."""
         self._collection = None
 
+    @property
+    def where(self) -> str:
+        """See Place."""
+        return f"collection {self._collection} at {self._connection.server}"
+
+    def sizes(self) -> dict[str, int]:
+        """See Place. A server does not say."""
+        return {}
+
     def manifest(self) -> Manifest | None:
         """See Place."""
         return None if self._collection is None else self._collections.manifest(self._collection)
@@ -230,6 +239,10 @@ class ServerPlace:
 
         return TaughtCollection(self.name, manifest.fingerprint, self._collections, confirm=confirm)
 
+    def taught_count(self, manifest: Manifest) -> int:
+        """See Place."""
+        return self.taught_place(manifest, None).count()
+
     def taught(
         self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents", lock: "Lock | None"
     ) -> Taught:
@@ -256,7 +269,7 @@ class ServerPlace:
         """See Place. Who only searches may not be allowed to write, so this is done now."""
         self.taught(manifest, encoder=encoder, contents=contents, lock=None).close()
 
-    def contents(self, manifest: Manifest, lock: "Lock | None") -> ServerContents:
+    def contents(self, manifest: Manifest, lock: "Lock | None", *, complete: bool = True) -> ServerContents:
         """See Place."""
         assert self._collection is not None, self.name
 

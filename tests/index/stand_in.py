@@ -23,7 +23,7 @@ class StandIn:
     def __init__(self, name: str = "stand-in", *, dim: int = 512, max_length: int = 100, delay: float = 0.0) -> None:
         self.name = self.reference = name
         self.dim = dim
-        self.fingerprint = f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):032x}"
+        self.fingerprint = 4 * f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):08x}"
         self.config = SimpleNamespace(max_length=max_length, dim=None)
         self.delay = delay
         self.encoded: list[str] = []

@@ -206,7 +206,6 @@ def test_taught_pairs_and_their_ways_travel(stub, there, corpus, encoder, home):
     assert encoder.encoded == encoder.asked == []
     assert taught == pairs(there, encoder) == pairs(home, encoder, "back")
     assert encoder.encoded == encoder.asked == [], "nor is anything made anew when they are opened"
-    assert rankings(home, encoder) == rankings(there, encoder) == rankings(home, encoder, "back")
     for place, name in [(there, "test"), (home, "back")]:
         assert set_ways(name, home=place) == Ways("nearest", boost=0.5)
     assert [info.name for info in list_indexes(there)] == ["test"]

@@ -162,7 +162,7 @@ class VectorStore(Protocol):
         """The stored vectors (E,) called `name` by point id; ids that have none are left out."""
 
     def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
-        """`limit` points from `start` on (None: from the first) in an order that stays, with their vectors or without."""
+        """`limit` points from `start` on (None: from the first), in an order that stays; with their vectors or not."""
 
     def facet(self, field: str, *, filter: Filter | None = None, limit: int = 10) -> list[tuple[str | int | bool, int]]:
         """The commonest values of a keyword, int or bool field of the schema, each with the exact number of points."""
