@@ -12,8 +12,8 @@ from epic_search.cli import console, options
 
 if TYPE_CHECKING:
     from epic_search.index.folder import Home
+    from epic_search.index.store.collection import Layout
     from epic_search.index.store.connection import Server
-    from epic_search.index.store.server import Layout
 
 Url = Annotated[
     str | None,
@@ -89,7 +89,7 @@ def chosen_home(home: Path | None, *, url: str | None, api_key: str | None, grpc
 
 def chosen_layout(shards: int | None, replicas: int | None, write_consistency: int | None) -> "Layout | None":
     """How a server is to keep a new index; None where nothing was said."""
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
     layout = Layout(shards, replicas, write_consistency)
     return None if layout == Layout() else layout

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from epic_search.index import Corpus, IndexProgress, IndexReport
     from epic_search.index.filters import FieldType
     from epic_search.index.folder import Home
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
 
 @on_server_too

@@ -25,7 +25,7 @@ from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
 CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20

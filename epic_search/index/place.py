@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from epic_search.index.audit import Audit, Progress
     from epic_search.index.lexical import Lexical
     from epic_search.index.passages import CutDocument
+    from epic_search.index.store.collection import Layout
     from epic_search.index.store.protocol import VectorStore
-    from epic_search.index.store.server import Layout
     from epic_search.index.taught import Taught
     from epic_search.index.taught_place import TaughtPlace
 

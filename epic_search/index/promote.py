@@ -19,9 +19,10 @@ from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.mark import VERSION, marked, unmarked
 from epic_search.index.server_contents import ServerContents
 from epic_search.index.server_place import existing_collection, target_collection
+from epic_search.index.store.collection import Layout
 from epic_search.index.store.connection import Server
 from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore
-from epic_search.index.store.server import Layout, ServerStore
+from epic_search.index.store.server import ServerStore
 from epic_search.index.taught import QUERY
 from epic_search.index.taught_folder import TaughtFolder
 from epic_search.index.taught_place import TaughtPlace

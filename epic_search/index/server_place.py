@@ -19,9 +19,10 @@ from epic_search.index.manifest import Manifest, now
 from epic_search.index.prompts import encode_prompt, note_prompt
 from epic_search.index.server_contents import FIELDS, ServerContents
 from epic_search.index.server_taught import TAUGHT, TaughtCollection, taught_collections
+from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import Connection, Server, ServerError
 from epic_search.index.store.protocol import Schema
-from epic_search.index.store.server import Layout, ServerStore, create_collection
+from epic_search.index.store.server import ServerStore
 from epic_search.index.taught import Taught, points_of
 
 if TYPE_CHECKING:

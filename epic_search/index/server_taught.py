@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import ServerError
-from epic_search.index.store.server import Layout, ServerStore, create_collection
+from epic_search.index.store.server import ServerStore
 
 if TYPE_CHECKING:
     from epic_search.index.manifest import Manifest

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 from stub_server import StubServer
 
 from epic_search.index.filters import And, Compare, Exists, Filter, In, Not, Or
+from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import Connection, Server
 from epic_search.index.store.edge import UPSERT_POINTS, EdgeStore
 from epic_search.index.store.protocol import (
@@ -30,7 +31,7 @@ from epic_search.index.store.protocol import (
     VectorStore,
     first_bad_vector,
 )
-from epic_search.index.store.server import Layout, ServerStore, create_collection
+from epic_search.index.store.server import ServerStore
 
 SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
 DIM = 16

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from epic_search.index.store.protocol import (
 )
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import models
 
 T = TypeVar("T")
 
@@ -49,59 +49,6 @@ FIELD_SCHEMAS: dict[FieldType, str] = {
     "bool": "bool",
     "datetime": "datetime",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a server keeps a collection; None leaves it to the server.
-
-    `shards`: parts that it is cut into, `replicas`: copies of each, `consistency`: copies that must have a write before
-    it counts.
-    """
-
-    shards: int | None = None
-    replicas: int | None = None
-    consistency: int | None = None
-
-
-def create_collection(
-    connection: Connection, collection: str, *, schema: Schema, layout: Layout, metadata: dict[str, Any]
-) -> None:
-    """Make an empty collection, which filters by the schema's fields; one that is there already stays as it is."""
-    from qdrant_client import models
-
-    quantization = None
-    if schema.quantize == "int8":
-        config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        quantization = models.ScalarQuantization(scalar=config)
-    # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
-    dot = models.Distance.DOT
-    dense = {_name(name, schema): models.VectorParams(size=dim, distance=dot) for name, dim in schema.dense.items()}
-    if schema.first_stage is not None:
-        dense[SHORT] = models.VectorParams(size=schema.first_stage, distance=dot)
-        # The whole vectors are only compared with: they need no search graph, and no memory.
-        dense[WHOLE].hnsw_config, dense[WHOLE].on_disk = models.HnswConfigDiff(m=0), True
-    sparse = {LEXICAL: models.SparseVectorParams(modifier=models.Modifier.IDF)}
-
-    def create(client: "QdrantClient") -> None:
-        client.create_collection(
-            collection,
-            vectors_config=dense if _has_names(schema) else dense[""],
-            sparse_vectors_config=sparse if schema.lexical else None,
-            quantization_config=quantization,
-            shard_number=layout.shards,
-            replication_factor=layout.replicas,
-            write_consistency_factor=layout.consistency,
-            on_disk_payload=True,
-            metadata=metadata,
-        )
-
-    try:
-        connection(create)
-    except ServerError as error:
-        if error.failure.kind != "exists":  # made by another process, or by a request whose answer got lost
-            raise
-    ServerStore(connection, collection, schema=schema).add_fields(schema.fields)
 
 
 class ServerStore:
@@ -136,7 +83,7 @@ class ServerStore:
     ) -> None:
         """See VectorStore. Returns when the server has the points."""
         check_vectors(self._schema, len(points), dense, sparse)
-        named = {_name(name, self._schema): vectors_PE for name, vectors_PE in dense.items()}
+        named = {name_there(name, self._schema): vectors_PE for name, vectors_PE in dense.items()}
         if self._schema.first_stage is not None and "" in dense:
             named[SHORT] = shortened(dense[""], self._schema.first_stage)
         numbers = sum(vectors_PE.shape[1] for vectors_PE in named.values())
@@ -172,7 +119,7 @@ class ServerStore:
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
         for first in range(0, len(ids), DELETE_POINTS):
-            some = list(ids[first : first + DELETE_POINTS])
+            some = [_id_there(id) for id in ids[first : first + DELETE_POINTS]]
             self._ask(lambda client, some: client.delete(self.collection, some, wait=True), some)
 
     def flush(self) -> None:
@@ -228,7 +175,7 @@ class ServerStore:
         has_terms = query.sparse is not None and len(query.sparse.terms_T) > 0
         if query.dense_E is not None:
             vector = query.dense_E.tolist()
-            leg = {"query": vector, "using": _name(name, self._schema) or None, "params": params}
+            leg = {"query": vector, "using": name_there(name, self._schema) or None, "params": params}
             if (width := self._schema.first_stage) is not None and name == "":
                 most = FIRST_STAGE * (depth if has_terms else limit)
                 leg["prefetch"] = models.Prefetch(
@@ -265,13 +212,14 @@ class ServerStore:
         return found
 
     def _selector(self, name: str) -> bool | list[str]:
-        return [_name(name, self._schema)] if _has_names(self._schema) or self._schema.lexical else True
+        return [name_there(name, self._schema)] if has_names(self._schema) or self._schema.lexical else True
 
     def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
         """See VectorStore."""
+        offset = None if start is None else _id_there(start)
         records, after = self._ask(
             lambda client: client.scroll(
-                self.collection, limit=limit, offset=start, with_payload=True, with_vectors=vectors
+                self.collection, limit=limit, offset=offset, with_payload=True, with_vectors=vectors
             )
         )
         points = []
@@ -360,6 +308,11 @@ def _filter(filter: Filter | None) -> "models.Filter | None":
     return None if filter is None else models.Filter.model_validate(as_qdrant(filter))
 
 
+def _id_there(id: str) -> str | int:
+    """An id as the server has it: those of points that others put there may be numbers."""
+    return int(id) if id.isdecimal() else id
+
+
 def _point_struct(point: Point, dense: Mapping[str, np.ndarray], sparse: Sparse | None) -> "models.PointStruct":
     from qdrant_client import models
 
@@ -375,14 +328,14 @@ def _sparse_vector(sparse: Sparse) -> "models.SparseVector":
     return models.SparseVector(indices=sparse.terms_T.tolist(), values=sparse.weights_T.tolist())
 
 
-def _has_names(schema: Schema) -> bool:
+def has_names(schema: Schema) -> bool:
     """Whether dense vectors have names on the server: a single one, called "", has none."""
     return list(schema.dense) != [""] or schema.first_stage is not None
 
 
-def _name(name: str, schema: Schema) -> str:
+def name_there(name: str, schema: Schema) -> str:
     """What the vectors of this name are called on the server."""
-    return WHOLE if name == "" and _has_names(schema) else name
+    return WHOLE if name == "" and has_names(schema) else name
 
 
 def _vectors(stored: Any, schema: Schema) -> tuple[dict[str, np.ndarray], Sparse | None]:
@@ -395,5 +348,5 @@ def _vectors(stored: Any, schema: Schema) -> tuple[dict[str, np.ndarray], Sparse
             terms_T = np.asarray(vector.indices, np.uint32)[order]
             sparse = Sparse(terms_T, np.asarray(vector.values, np.float32)[order])
         elif name != SHORT or schema.first_stage is None:
-            dense["" if name == _name("", schema) else name] = np.asarray(vector, np.float32)
+            dense["" if name == name_there("", schema) else name] = np.asarray(vector, np.float32)
     return dense, sparse
