@@ -44,6 +44,7 @@ def show(name: options.IndexName, *, home: "Home", json: options.Json = False) -
         "fields": {name: manifest.types[name].type if name in manifest.types else None for name in manifest.fields},
         "lexical": manifest.lexical is not None,
         "quantize": manifest.quantize,
+        "first_stage": manifest.first_stage,
         "source": manifest.source,
         "source_state": _source_state(manifest),
         "indexed": manifest.indexed,
