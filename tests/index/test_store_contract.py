@@ -1,7 +1,8 @@
 """What holds for every vector store: the same assertions over each of them.
 
 A real Qdrant server is asked, too, over REST and over gRPC (on the port after the URL's), where
-EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What the client's in-memory mode answers, directly and through the stub, is the client's word for what a server does.
+EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What the client's in-memory mode answers,
+directly and through the stub, is the client's word for what a server does.
 """
 
 import os
