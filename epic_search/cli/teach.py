@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import Searcher
     from epic_search.index.folder import Home
-    from epic_search.index.taught import TaughtPair
+    from epic_search.index.taught_pair import TaughtPair
     from epic_search.serving.client import ServedTeaching
 
 app = typer.Typer(cls=console.DefaultVerbGroup)
@@ -65,7 +65,7 @@ def add(
 
     Also: teach list, teach rm, teach clear, teach suggest, teach mode.
     """
-    from epic_search.index.taught import Lesson
+    from epic_search.index.taught_pair import Lesson
 
     if file is not None and query is not None:
         raise UserError(f"--file {file} and the query '{query}' are two ways to say what to teach; give one of them")
@@ -304,7 +304,7 @@ def _as_json(pairs: "Sequence[TaughtPair]") -> list[dict[str, Any]]:
 
 
 def _label(pair: "TaughtPair") -> str:
-    from epic_search.index.taught import label
+    from epic_search.index.taught_pair import label
 
     return label(pair)
 

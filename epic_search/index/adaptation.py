@@ -77,8 +77,8 @@ def adapt(
         vectors_QE = as_stored(asked_QE, encoder.dim)
     else:
         vectors_QE = encoder.encode_queries(queries, prompt=base)
-    width = taught.width() if ways.boost else None
-    uses = [_uses(found, shown=shown, width=width) for found in near]
+    reach = taught.reach() if ways.boost else None
+    uses = [_uses(found, shown=shown, reach=reach) for found in near]
     return Adapted(_moved(vectors_QE, uses, boost=ways.boost), uses, ways.boost)
 
 
@@ -92,9 +92,9 @@ def _prompt(found: Sequence[Neighbour], *, encoder: "Encoder", base: "Prompt", t
     return replace(base, demonstrations=demonstrations, vectors_SE=vectors_SE)
 
 
-def _uses(found: Sequence[Neighbour], *, shown: int, width: float | None) -> list[Use]:
+def _uses(found: Sequence[Neighbour], *, shown: int, reach: float | None) -> list[Use]:
     similarities_K = np.array([neighbour.similarity for neighbour in found])
-    weights_K = np.zeros(len(found)) if width is None else weights(similarities_K, width=width)
+    weights_K = np.zeros(len(found)) if reach is None else weights(similarities_K, reach=reach)
     uses = [Use(one, place < shown, float(weights_K[place])) for place, one in enumerate(found)]
     return [use for use in uses if use.shown or use.weight >= LEAST_WEIGHT]
 

@@ -20,7 +20,8 @@ from epic_search.index.passages import point_id
 from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
 from epic_search.index.store.protocol import FACET_TYPES, RRF, Match, Sparse, StoreQuery, first_bad_vector
-from epic_search.index.taught import Lesson, Neighbour, Taught, TaughtPair
+from epic_search.index.taught import Neighbour, Taught
+from epic_search.index.taught_pair import Lesson, TaughtPair
 from epic_search.index.ways import Ways
 
 if TYPE_CHECKING:
@@ -265,9 +266,9 @@ class Searcher:
         return Ways.of(self.manifest)
 
     @property
-    def width(self) -> float:
+    def reach(self) -> float:
         """How far the feedback of a taught pair reaches (see `feedback`)."""
-        return self._pairs.width()
+        return self._pairs.reach()
 
     def teach(self, query: str, document_ids: Sequence[str]) -> list[TaughtPair]:
         """Teach that these documents are right for the query; related queries are answered accordingly at once.

@@ -9,23 +9,21 @@ not used.
 Shapes: Q queries, K pairs, P passages of a document, E dimensions of a whole vector.
 """
 
-import json
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
-from epic_search.index.feedback import chosen_width
+from epic_search.index.feedback import chosen_reach
 from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.connection import ServerError
-from epic_search.index.store.protocol import Point, Schema, StoreQuery
+from epic_search.index.store.protocol import Point, Schema, StoreQuery, shortened
+from epic_search.index.taught_pair import Lesson, TaughtPair, answer_of, as_pair, label, pair_id
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -35,41 +33,8 @@ if TYPE_CHECKING:
     from epic_search.index.taught_place import TaughtPlace
 
 QUERY, PASSAGE = "query", "passage"
-NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 PAGE = 256
 LEARNED_FROM = 500  # pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What is to be taught: for this query, that document is right, or that passage of the user's own words."""
-
-    query: str
-    document: str | None = None
-    passage: str | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.document is None) != (self.passage is None), self
-
-
-@dataclass(frozen=True, slots=True)
-class TaughtPair:
-    """A pair as it is kept. `passage`: what the encoder reads of it, title included; `document`: None for own words.
-
-    `taught`: when, UTC, ISO 8601. `stale`: its document is not in the index now.
-    """
-
-    query: str
-    document: str | None
-    title: str
-    passage: str
-    taught: str
-    stale: bool = False
-
-    @property
-    def demonstration(self) -> Demonstration:
-        """The two texts."""
-        return Demonstration(query=self.query, passage=self.passage)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +61,7 @@ class Taught:
         self._manifest = manifest
         self._encoder = encoder
         self._contents = contents
-        self._width: float | None = None
+        self._reach: float | None = None
         self._stale: set[str] = set()
         self._opened: VectorStore | None = None
         try:
@@ -127,7 +92,7 @@ class Taught:
 
     def pairs(self) -> list[TaughtPair]:
         """All pairs, the first taught first."""
-        found = [_pair(point.payload, stale=point.id in self._stale) for point in self._points()]
+        found = [as_pair(point.payload, stale=point.id in self._stale) for point in self._points()]
         return sorted(found, key=lambda pair: (pair.taught, pair.query, pair.document or ""))
 
     def teach(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -138,7 +103,7 @@ class Taught:
         """
         for lesson in lessons:
             self._check(lesson)
-        asked = {_pair_id(lesson.query, lesson.document, lesson.passage): lesson for lesson in lessons}
+        asked = {pair_id(lesson.query, lesson.document, lesson.passage): lesson for lesson in lessons}
         store = self._store
         known = store.vectors(list(asked), name=QUERY) if store is not None else {}
         time = now()
@@ -157,7 +122,7 @@ class Taught:
         Pairs whose documents are not in the index come along, stale.
         """
         known = {point.id for point in self._points()}
-        pairs = [_pair(point.payload) for point in points if point.id not in known]
+        pairs = [as_pair(point.payload) for point in points if point.id not in known]
         for first in range(0, len(pairs), PAGE):
             self._add(pairs[first : first + PAGE])
 
@@ -186,7 +151,7 @@ class Taught:
             if document_id not in labels:
                 raise UserError(f"'{document_id}' is not taught for the query '{query}'; taught are {_listed(labels)}")
         gone = [pair for pair in pairs if not document_ids or label(pair) in document_ids]
-        self._remove([_pair_id(pair.query, pair.document, pair.passage) for pair in gone])
+        self._remove([pair_id(pair.query, pair.document, pair.passage) for pair in gone])
         return gone
 
     def clear(self) -> int:
@@ -207,24 +172,24 @@ class Taught:
         queries, passages = (store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
         return [
             [
-                Neighbour(_pair(match.payload), min(1.0, match.score), queries[match.id], passages[match.id])
+                Neighbour(as_pair(match.payload), min(1.0, match.score), queries[match.id], passages[match.id])
                 for match in matches
                 if match.id in queries and match.id in passages  # else another machine has just removed it
             ]
             for matches in found
         ]
 
-    def width(self) -> float:
-        """How far the feedback of a pair reaches: the width of `feedback.weights` that fits what is taught now."""
-        if self._width is None:
+    def reach(self) -> float:
+        """How far the feedback of a pair reaches: that of `feedback.weights` which fits what is taught now."""
+        if self._reach is None:
             # Points come in the order of their ids, which are hashes: the first are a sample.
             store = self._store
             points = store.scroll(limit=LEARNED_FROM).points if store is not None else []
             used = [stored for stored in points if stored.point.id not in self._stale]
-            answers = [_answer(stored.point.payload) for stored in used]
+            answers = [answer_of(stored.point.payload) for stored in used]
             vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
-            self._width = chosen_width(vectors[0], vectors[1], answers)
-        return self._width
+            self._reach = chosen_reach(vectors[0], vectors[1], answers)
+        return self._reach
 
     def _check(self, lesson: Lesson) -> None:
         longest = self._encoder.config.max_length
@@ -265,7 +230,7 @@ class Taught:
             passages_KE[to_encode] = self._encoder.encode_passages(texts, whole=True)
         points = [
             Point(
-                _pair_id(pair.query, pair.document, pair.passage),
+                pair_id(pair.query, pair.document, pair.passage),
                 {
                     "query": pair.query,
                     "document": pair.document,
@@ -279,7 +244,7 @@ class Taught:
             )
             for pair, version in zip(made, versions, strict=True)
         ]
-        self._width = None
+        self._reach = None
         store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE}, only_known=only_known)
         store.flush()
         return made
@@ -294,6 +259,8 @@ class Taught:
             return pair, None, None
         store = self._contents.store
         stored = store.vectors(ids)
+        if len(stored) < len(ids):
+            raise UserError(f"document '{pair.document}' has just been replaced by another run; repeat the command")
         vectors_PE = np.stack([stored[id] for id in ids])
         best = int(np.argmax(vectors_PE @ as_stored(query_E[None], self._manifest.dim)[0]))
         point = store.scroll(start=ids[best], limit=1).points[0].point
@@ -324,7 +291,7 @@ class Taught:
                 elif point.payload["task"] != self._manifest.task or (
                     document is not None and versions[document].hex() != point.payload["version"]
                 ):
-                    changed.append(_pair(point.payload))
+                    changed.append(as_pair(point.payload))
         try:
             for first in range(0, len(changed), PAGE):
                 # What another machine has forgotten meanwhile does not come back.
@@ -344,7 +311,7 @@ class Taught:
         store.flush()
         self._place.confirm()
         self._stale -= set(ids)
-        self._width = None
+        self._reach = None
 
     def _points(self) -> Iterator[Point]:
         store = self._store
@@ -369,38 +336,9 @@ def points_of(store: "VectorStore") -> Iterator[Point]:
             return
 
 
-def label(pair: TaughtPair) -> str:
-    """What names a pair among those of its query: its document, or digits made of the user's own words."""
-    return pair.document if pair.document is not None else f"text:{_pair_id('', None, pair.passage)[:8]}"
-
-
 def as_stored(whole_NE: np.ndarray, dim: int) -> np.ndarray:
     """(N, dim) unit-length vectors as an index holds them: the first dimensions of whole ones (see `matryoshka`)."""
-    if dim == whole_NE.shape[1]:
-        return whole_NE
-    cut_NE = whole_NE[:, :dim]
-    return cut_NE / np.linalg.norm(cut_NE, axis=1, keepdims=True)
-
-
-def _pair(payload: dict[str, Any], *, stale: bool = False) -> TaughtPair:
-    return TaughtPair(
-        query=payload["query"],
-        document=payload["document"],
-        title=payload["title"],
-        passage=payload["passage"],
-        taught=payload["taught"],
-        stale=stale,
-    )
-
-
-def _answer(payload: dict[str, Any]) -> tuple[str, str]:
-    return ("document", payload["document"]) if payload["document"] is not None else ("passage", payload["passage"])
-
-
-def _pair_id(query: str, document: str | None, passage: str | None) -> str:
-    """The same for the same query and document (whatever passage of it is right), or for the same two texts."""
-    right = ["document", document] if document is not None else ["passage", (passage or "").strip()]
-    return str(uuid.uuid5(NAMESPACE, json.dumps([query.strip(), *right])))
+    return whole_NE if dim == whole_NE.shape[1] else shortened(whole_NE, dim)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def test_answers_come_one_by_one(indexed: Run) -> None:
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["query"] == query
     process.stdin.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 class Terminal:

@@ -59,7 +59,7 @@ def test_standard_input(run: Run, tmp_path: Path, tiny_encoder_folder: Path) -> 
 
 def test_closed_standard_input(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' -m epic_search index - <&-"], capture_output=True, text=True, timeout=60
+        ["sh", "-c", f"'{sys.executable}' -m epic_search index - <&-"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 2
     assert done.stderr == (

@@ -24,7 +24,7 @@ def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=500,
     )
 
 

@@ -24,7 +24,7 @@ def test_ctrl_c_while_indexing(tmp_path: Path, tiny_encoder_folder: Path) -> Non
     )
     writer = _once_it_is_read(corpus, process)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=240)
     os.close(writer)
     assert process.returncode == 130
     assert (stdout, stderr) == (

@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_was_stored(corpus, encoder, home, running):
     running.append(process)
     until(process, 1000)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == -signal.SIGINT
     assert errors.strip().endswith("KeyboardInterrupt")
     (info,) = list_indexes(home)

@@ -88,7 +88,7 @@ def from_hub(endpoint: str, tmp_path) -> str:
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     return done.stdout

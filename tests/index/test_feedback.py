@@ -1,9 +1,9 @@
-"""How far feedback reaches: chosen by the pairs themselves, wide where many queries have one answer."""
+"""How far feedback reaches: chosen by the pairs themselves, far where many queries have one answer."""
 
 import numpy as np
 import pytest
 
-from epic_search.index.feedback import NEIGHBOURS, WIDTH, chosen_width, expanded, moved, weights
+from epic_search.index.feedback import NEIGHBOURS, REACH, SLOPE, chosen_reach, expanded, moved, weights
 from epic_search.index.store.protocol import Sparse
 
 
@@ -24,25 +24,27 @@ def pairs(topics: int, each: int, *, shared: bool) -> tuple[np.ndarray, np.ndarr
     return queries_KE, passages_KE, [str(answer) for answer in answers]
 
 
-def test_wide_where_neighbours_share_their_answer_and_not_where_each_has_its_own() -> None:
-    assert chosen_width(*pairs(8, 6, shared=True)) > WIDTH
-    assert chosen_width(*pairs(8, 6, shared=False)) <= WIDTH
+def test_far_where_neighbours_share_their_answer_and_not_where_each_has_its_own() -> None:
+    assert chosen_reach(*pairs(8, 6, shared=True)) <= REACH
+    assert chosen_reach(*pairs(8, 6, shared=False)) > REACH
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_evidence_the_default(count: int) -> None:
     queries_KE, passages_KE, answers = pairs(1, 1, shared=True)
-    assert chosen_width(queries_KE[:count], passages_KE[:count], answers[:count]) == WIDTH
+    assert chosen_reach(queries_KE[:count], passages_KE[:count], answers[:count]) == REACH
 
 
 def test_weights() -> None:
     similarities_K = np.linspace(0.9, 0.5, NEIGHBOURS + 3)
-    found_K = weights(similarities_K, width=0.1)
-    assert found_K[0] == pytest.approx(np.exp(-1) / max(1, np.exp((similarities_K[:NEIGHBOURS] - 1) / 0.1).sum()))
+    found_K = weights(similarities_K, reach=0.9)
+    assert found_K[0] == pytest.approx(
+        0.5 / max(1, (1 / (1 + np.exp((0.9 - similarities_K[:NEIGHBOURS]) / SLOPE))).sum())
+    )
     assert np.all(np.diff(found_K) <= 0) and not found_K[NEIGHBOURS:].any()
-    assert weights(np.full(20, 0.99), width=0.3).sum() == pytest.approx(1.0)
-    assert weights(np.array([1.0, 0.9995, 0.99]), width=0.3).tolist() == [0.5, 0.5, 0.0]
-    assert weights(np.array([]), width=0.1).shape == (0,)
+    assert weights(np.full(20, 0.99), reach=0.5).sum() == pytest.approx(1.0)
+    assert weights(np.array([1.0, 0.9995, 0.99]), reach=0.5).tolist() == [0.5, 0.5, 0.0]
+    assert weights(np.array([]), reach=REACH).shape == (0,)
 
 
 def test_the_move() -> None:

@@ -14,7 +14,7 @@ from epic_search.index import promote as module
 from epic_search.index.promote import promote, pull
 from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
-from epic_search.index.taught import Lesson
+from epic_search.index.taught_pair import Lesson
 from epic_search.index.ways import Ways, set_ways
 
 UPSERT = r"PUT .*/points$"

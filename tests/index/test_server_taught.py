@@ -14,7 +14,7 @@ from epic_search.index.server_taught import TAUGHT
 from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
 from epic_search.index.suggest import suggest
-from epic_search.index.taught import Lesson, label
+from epic_search.index.taught_pair import Lesson, label
 from epic_search.index.ways import Ways, set_ways
 
 DEADLINE = 60
@@ -75,7 +75,7 @@ def test_a_server_learns_what_a_folder_learns(stub, there, corpus, home):
                 (
                     sorted((label(pair), pair.query, pair.title, pair.passage) for pair in searcher.taught()),
                     searcher.manifest.taught,
-                    searcher.width,
+                    searcher.reach,
                     [[(label(use.neighbour.pair), use.shown) for use in used] for used in adapted.uses],
                     [[hit.id for hit in hits] for hits in searcher.search(queries, mode="dense")],
                     [one.query for one in suggest(searcher, ["sky 3", "sea 1", "sea 2"], by="coverage")],

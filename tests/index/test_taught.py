@@ -15,11 +15,11 @@ from stand_in import StandIn
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus
-from epic_search.index.feedback import WIDTH
+from epic_search.index.feedback import REACH, weights
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.suggest import queries_of_documents, suggest
-from epic_search.index.taught import Lesson, label
+from epic_search.index.taught_pair import Lesson, label
 from epic_search.index.ways import Ways, set_ways
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +66,8 @@ class TestTeach:
         query_E = encoder.encode_queries(["colour of the evening sky"])[0]
         near_E = encoder.encode_queries(["colour of the sky"])[0]
         passages_PE = encoder.encode_passages([f"Title {n}\n{document(n)['text']}" for n in (42, 7)])
-        weight = np.exp((query_E @ near_E - 1) / WIDTH)
-        expected_E = query_E + 0.5 * (weight / max(1, 2 * weight)) * passages_PE.sum(axis=0)
+        weights_P = weights(np.full(2, query_E @ near_E), reach=REACH)
+        expected_E = query_E + 0.5 * weights_P @ passages_PE
         moved_E = searcher.adapt(["colour of the evening sky"], ways=Ways(boost=0.5)).vectors_QE[0]
         np.testing.assert_allclose(moved_E, expected_E / np.linalg.norm(expected_E), atol=1e-5)
 

@@ -32,7 +32,7 @@ def stuck(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[threadi
 
     def slow(self: Encoder, *arguments: Any, **options: Any) -> np.ndarray:
         started.set()
-        assert go.wait(timeout=30)
+        assert go.wait(timeout=240)
         return encode(self, *arguments, **options)
 
     monkeypatch.setattr(type(encoder), "encode_queries", slow)
@@ -247,7 +247,7 @@ def test_more_requests_than_places_are_told_to_come_again(
     with ThreadPoolExecutor(20) as threads:
         with stuck(tiny_encoder, monkeypatch) as started:
             asked = [threads.submit(app.client.post, "/search", json={"query": f"otter {n}"}) for n in range(20)]
-            assert started.wait(timeout=30)
+            assert started.wait(timeout=240)
             while sum(one.done() for one in asked) < 17:
                 time.sleep(0.01)
             assert app.client.get("/healthz").status_code == 200

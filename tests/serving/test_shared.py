@@ -34,7 +34,7 @@ def at_once(*work: Callable[[], Any]) -> list[Any]:
     barrier = threading.Barrier(len(work))
 
     def run(one: Callable[[], Any]) -> Any:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=240)
         return one()
 
     with ThreadPoolExecutor(len(work)) as threads:

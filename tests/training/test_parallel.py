@@ -33,7 +33,7 @@ from epic_search.training.recipe import Objective, Recipe
 from epic_search.training.trainer import StepReport, TrainResult, train
 from tests.training.test_training import StopError, data, recipe, stop_after  # noqa: F401
 
-PATIENCE = 180.0  # seconds, for a machine that is busy with other things; a few suffice
+PATIENCE = 500.0  # seconds, for a machine that is busy with other things; a few suffice
 Together = Callable[..., list[Any]]
 
 

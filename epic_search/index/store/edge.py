@@ -9,12 +9,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
 
 from epic_search.errors import Unavailable, UserError
-from epic_search.index.disk import disk_full
+from epic_search.index.disk import RESERVE_BYTES, disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
 from epic_search.index.store.edge_worker import read_frame, write_frame
@@ -231,13 +232,19 @@ class EdgeStore:
 
     def _death(self) -> Unavailable:
         code = self._process.wait()
-        if code == -signal.SIGBUS:
+        # A page of a file that cannot be had: no room for it, a file cut short, or a disk that fails.
+        if code == -signal.SIGBUS and disk_usage(self.path).free < RESERVE_BYTES:
             return disk_full(self.path)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL:
             how += ", as when memory runs out"
+        if code == -signal.SIGBUS:
+            return Unavailable(
+                f"the store process of {self.path} ended with {how}, as when a file was cut short or the disk fails; "
+                f"see what is wrong with 'epic-search indexes verify {self.path.parent.name}'"
+            )
         last = f": {lines[-1]}" if lines else ""
         return Unavailable(
             f"the store process of {self.path} ended with {how}{last}; what was stored is kept: repeat the command"
