@@ -140,7 +140,7 @@ class Manifest(BaseModel):
                 f"index '{self.name}' was made by encoder '{self.encoder}' (fingerprint {self.fingerprint[:12]}, "
                 f"{self.dim} dimensions), and this is '{encoder.name}' (fingerprint {encoder.fingerprint[:12]}, "
                 f"{encoder.dim} dimensions); use that encoder, or index under "
-                "another name"
+                "another name (or, on a server, make it anew with --rebuild)"
             )
 
     def save(self, folder: Path) -> None:

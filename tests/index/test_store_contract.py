@@ -21,6 +21,7 @@ from epic_search.index.filters import And, Compare, Exists, Filter, In, Not, Or
 from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import Connection, Server
 from epic_search.index.store.edge import UPSERT_POINTS, EdgeStore
+from epic_search.index.store.edge_worker import candidates
 from epic_search.index.store.protocol import (
     Fusion,
     Match,
@@ -33,7 +34,7 @@ from epic_search.index.store.protocol import (
     first_bad_vector,
     shortened,
 )
-from epic_search.index.store.server import FIRST_STAGE, ServerStore
+from epic_search.index.store.server import ServerStore
 
 SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
 DIM = 16
@@ -238,7 +239,7 @@ class TestTwoStages:
         """The two stages, written down plainly."""
         vectors_PE = vectors(300)[passing]
         short_P = shortened(vectors_PE, self.WIDTH) @ query_E[: self.WIDTH]
-        first = np.argsort(-short_P)[: FIRST_STAGE * limit]
+        first = np.argsort(-short_P)[: candidates(limit)]
         return [passing[n] for n in sorted(first, key=lambda n: -float(vectors_PE[n] @ query_E))][:limit]
 
     def test_dense(self, store):

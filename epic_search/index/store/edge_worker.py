@@ -27,8 +27,8 @@ GRAPH_ABOVE_KIB = 32 * 1024
 LEXICAL, SHORT = "bm25", "short"
 # Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
 OVERSAMPLING = 2.0
-# Of short vectors, so many times the number asked for, before these are compared with the whole vectors.
-FIRST_STAGE = 4
+# Of short vectors, so many times the number asked for, and no fewer than that, are compared with the whole vectors.
+FIRST_STAGE, LEAST = 4, 128
 TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool", "datetime": "Datetime"}
 
 
@@ -60,6 +60,11 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[memoryview]] | No
         arrays.append(blob[first : first + size].cast(kind))
         first += size
     return header, arrays
+
+
+def candidates(most: int) -> int:
+    """How many the first of two stages finds for the second, which keeps `most`."""
+    return max(FIRST_STAGE * most, LEAST)
 
 
 class WithArrays(NamedTuple):
@@ -183,7 +188,7 @@ class Engine:
         """A search for the `most` nearest: by the short vectors first, where there are such."""
         leg = {"query": self.edge.Query.Nearest(vector, using=name)}
         if self.first_stage is not None and name == "":
-            most *= FIRST_STAGE
+            most = candidates(most)
             short = self.edge.Query.Nearest(vector[: self.first_stage], using=SHORT)
             leg["prefetches"] = [self.edge.Prefetch(query=short, limit=most, filter=filter, params=self._params(most))]
         return leg

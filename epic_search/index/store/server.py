@@ -9,6 +9,7 @@ import numpy as np
 
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store.connection import Connection, ServerError
+from epic_search.index.store.edge_worker import OVERSAMPLING, candidates
 from epic_search.index.store.protocol import (
     LEXICAL,
     RRF,
@@ -36,10 +37,6 @@ REQUEST_BYTES = 8 * 2**20  # half of what a request may have, for sizes are esti
 NUMBER_BYTES = 22  # a float32 in JSON, with its comma
 DELETE_POINTS = 1000
 PAGE_POINTS = 1000
-# Codes of one byte find candidates; so many times the number asked for are then compared with the whole vectors.
-OVERSAMPLING = 2.0
-# Of short vectors, so many times the number asked for, before these are compared with the whole vectors.
-FIRST_STAGE = 4
 WHOLE = "whole"  # what the vectors called "" are called on a server where they are not the only ones
 
 FIELD_SCHEMAS: dict[FieldType, str] = {
@@ -177,7 +174,7 @@ class ServerStore:
             vector = query.dense_E.tolist()
             leg = {"query": vector, "using": name_there(name, self._schema) or None, "params": params}
             if (width := self._schema.first_stage) is not None and name == "":
-                most = FIRST_STAGE * (depth if has_terms else limit)
+                most = candidates(depth if has_terms else limit)
                 leg["prefetch"] = models.Prefetch(
                     query=vector[:width], using=SHORT, params=params, filter=condition, limit=most
                 )
