@@ -251,12 +251,12 @@ class ServerPlace:
         place = self.taught_place(manifest, lock)
         taught = Taught(place, manifest, encoder=encoder, contents=contents)
         try:
-            if self._collection == self._current:
-                for collection in taught_collections(self.name, self._collections):
-                    if collection != place.collection:
-                        old = ServerStore(self._connection, collection, schema=Schema({}))
-                        taught.adopt(points_of(old))
-                        self._collections.drop(collection)
+            others = {*taught_collections(self.name, self._collections)} - {place.collection}
+            if others and self._collection == self._current:
+                place.confirm()  # else one of them would be the successor's
+                for collection in others:
+                    taught.adopt(points_of(ServerStore(self._connection, collection, schema=Schema({}))))
+                    self._collections.drop(collection)
         except ServerError as error:
             if error.failure.kind != "key":  # who may only read leaves that to others
                 taught.close()

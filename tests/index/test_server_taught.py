@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from stub_server import StubServer, Trouble
 
 from epic_search.errors import UserError
 from epic_search.index import Searcher, delete_index, index_corpus, list_indexes
+from epic_search.index.place import place_of
 from epic_search.index.server_taught import TAUGHT
 from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
@@ -205,6 +207,20 @@ class TestGenerations:
         with opened(indexed, other) as searcher:
             assert {pair.query: pair.taught for pair in searcher.taught()} == times
             assert searcher.search(["sky"])[0][0].id == "d1"
+
+    def test_who_opens_it_meanwhile_takes_nothing_from_the_successor(self, stub, indexed, corpus, encoder):
+        other = StandIn("other", dim=64)
+        with opened(indexed, encoder) as searcher:
+            searcher.teach("sky", ["d1"])
+        with closing(place_of("test", indexed)) as place:
+            manifest = place.manifest()
+            index_corpus(corpus(40), name="test", encoder=other, home=indexed, rebuild=True)
+            with (
+                place.contents(manifest, None) as contents,
+                pytest.raises(UserError, match="made anew by encoder 'other' while it was open"),
+            ):
+                place.taught(manifest, encoder=encoder, contents=contents, lock=None)
+        assert taught(indexed, other) == {("sky", "d1", False)}
 
     def test_deleted_with_the_index(self, stub, indexed, corpus, encoder):
         index_corpus(corpus(3), name="test2", encoder=encoder, home=indexed)
