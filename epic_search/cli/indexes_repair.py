@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import there
 
 if TYPE_CHECKING:
     from epic_search.encoder.encoder import Device, Dtype
@@ -63,7 +64,7 @@ def repair(
         print(f"index {name!r}: steps done: {len(done.done)}, left undone: {len(done.declined)}")
     if done.declined and not sys.stdin.isatty():
         console.note("nothing of this was done, as it needs a yes; add --yes")
-    lost = _tell_losses(done)
+    lost = _tell_losses(done, home)
     if lost and source is not None:
         _index_again(done, source, home, device, dtype)
         lost = False
@@ -71,7 +72,7 @@ def repair(
         raise typer.Exit(EXIT_NOT_WHOLE)
 
 
-def _tell_losses(done: "Repair") -> bool:
+def _tell_losses(done: "Repair", home: "Home") -> bool:
     if not done.lost and not done.lost_all:
         return False
     console.note("all documents were lost" if done.lost_all else f"documents that were lost: {len(done.lost):,}")
@@ -80,7 +81,7 @@ def _tell_losses(done: "Repair") -> bool:
     if (more := len(done.lost) - SHOWN) > 0:
         console.note(f"  and {more:,} more (--json names all)")
     sources = shlex.join(done.source.split(", ")) if done.source else "CORPUS"
-    console.note(f"index them again with: epic-search index {sources} --name {done.name}")
+    console.note(f"index them again with: epic-search index {sources} --name {done.name}{there(home)}")
     return True
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import there
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
@@ -66,5 +67,5 @@ def verify(
             "their ids, counts and norms were checked, and not every bit"
         )
     if not found.is_sound:
-        console.note(f"see what can be put right with: epic-search indexes repair {name}")
+        console.note(f"see what can be put right with: epic-search indexes repair {name}{there(home)}")
         raise typer.Exit(EXIT_DAMAGED)

@@ -9,7 +9,7 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import read_lessons, read_queries
-from epic_search.cli.home import on_server_too
+from epic_search.cli.home import on_server_too, there
 from epic_search.cli.index import load_encoder
 from epic_search.cli.query import latest_index, made_by
 from epic_search.errors import UserError
@@ -88,7 +88,7 @@ def add(
         console.note(f"{known:,} of {asked:,} pairs were taught before and are stored once")
     console.note(f"pairs taught to index {name!r}: {total:,}")
     if query is not None:
-        console.next_command(f'epic-search query "..." --index {name} --explain')
+        console.next_command(f'epic-search query "..." --index {name} --explain{there(home)}')
 
 
 @app.command("list")

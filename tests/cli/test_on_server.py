@@ -76,3 +76,12 @@ def test_look_after(indexed: Run, stub: StubServer) -> None:
     done = indexed("indexes", "repair", "corpus", "--yes", "--source", "corpus.jsonl")
     assert "(1 new, 2 unchanged)" in done.stdout
     assert "sound" in indexed("indexes", "verify", "corpus", "--encode", 0).stdout
+
+
+def test_a_home_that_is_typed_wins_over_a_url_in_the_environment(indexed: Run, stub: StubServer) -> None:
+    indexed("indexes", "pull", "corpus")
+    indexed("indexes", "delete", "corpus", "--yes")
+    assert json.loads(indexed("indexes", "list", "--json").stdout) == []
+    assert json.loads(indexed("indexes", "show", "corpus", "--home", "indexes", "--json").stdout)["size"] > 0
+    both = indexed("indexes", "list", "--home", "indexes", "--url", stub.url, code=2)
+    assert f"--home indexes and --url {stub.url} are two places" in both.stderr
