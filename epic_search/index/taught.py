@@ -167,7 +167,11 @@ class Taught:
             return [[] for _ in queries_QE]
         # What is stale is passed over here: marking it in the store would write at every opening.
         found = store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
-        found = [[match for match in matches if match.id not in self._stale][:k] for matches in found]
+        # Pairs of one query are equally near: their ids order them, and not the engine.
+        found = [
+            sorted((one for one in matches if one.id not in self._stale), key=lambda one: (-one.score, one.id))[:k]
+            for matches in found
+        ]
         ids = list({match.id for matches in found for match in matches})
         queries, passages = (store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
         return [
