@@ -1,7 +1,7 @@
 """What --quantize int8 and --first-stage cost and bring: recall against exact search, latency, time, memory, disk.
 
     python benchmarks/quantization.py --count 20000
-    python benchmarks/quantization.py --count 1000000 --folder /data     # an hour or two, and 12 GB of disk
+    python benchmarks/quantization.py --count 1000000 --only int8 --first-stage 128 --folder /data
     epic-search indexes export NAME -o /dev/null --vectors v.npy
     python benchmarks/quantization.py --vectors v.npy --rotate           # real ones; every fortieth is a query
 
@@ -10,7 +10,8 @@ The variance of dimension i falls as 1 / (i + 1), so that neighbours are meaning
 first dimensions hold most, as in vectors that were trained to be cut (Matryoshka). Real ones of an encoder that was not
 trained so lose in a first stage; --rotate turns them (cosines stay) so that they lead with their principal directions.
 Queries are drawn as the vectors are. Each store is built, closed and opened again before it is asked. Exact search is
-one matrix product a chunk.
+one matrix product a chunk. A million vectors take about 8 GB of disk and half a GB of memory besides the engine's; the
+search graph of each store takes most of the time (`build_s`), so --only names those that are wanted.
 """
 
 import argparse
@@ -136,6 +137,9 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help=".npy, float32, a row a passage; instead of --count and --dim")
     parser.add_argument("--rotate", action="store_true")
     parser.add_argument("--first-stage", type=int, nargs="*", default=[64, 128, 256])
+    parser.add_argument(
+        "--only", default="", help="Only the stores that have this in their name: int8, first stage ..."
+    )
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="Where the stores are made, one after the other.")
@@ -164,6 +168,8 @@ def main() -> None:
         stores[f"first stage {width}"] = Schema({"": dim}, first_stage=width)
         stores[f"first stage {width}, int8"] = Schema({"": dim}, first_stage=width, quantize="int8")
     for name, schema in stores.items():
+        if options.only not in name:
+            continue
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             row = measure(Path(folder) / "store", schema, chunk, queries_QE, truth_QK, chunks=chunks)
         print(json.dumps({"store": name, "count": count, "dim": dim, **row}), flush=True)
