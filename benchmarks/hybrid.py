@@ -26,8 +26,7 @@ from epic_search.index.contents import Contents
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.ranking import rank
-from epic_search.index.searcher import FUSION
-from epic_search.index.store.protocol import Fusion, Match, StoreQuery
+from epic_search.index.store.protocol import RRF, Fusion, Match, StoreQuery
 
 DATA = Path(os.environ.get("EPIC_SEARCH_DATA", "../shared/data")) / "eval"
 CUT = 10
@@ -57,9 +56,9 @@ def main(
     """Measure dense, lexical and fused rankings."""
     encoder = Encoder.load(model)
     fusions = {
-        FUSION,
+        RRF,
         *(Fusion(k=k, weights=weights) for k in KS for weights in WEIGHTS),
-        *(replace(FUSION, depth=depth) for depth in DEPTHS),
+        *(replace(RRF, depth=depth) for depth in DEPTHS),
         *(Fusion(k=60, weights=(1.0, 1.0), depth=depth) for depth in DEPTHS),
     }
     rows: list[dict[str, Any]] = []
@@ -69,7 +68,7 @@ def main(
         rows.append({"set": name, "documents": len(data.corpus), "queries": len(data.queries), "scores": scores})
         print(f"{name}: dense {scores['dense']:.4f}, lexical {scores['lexical']:.4f}", flush=True)
         (out / "hybrid.json").write_text(
-            json.dumps({"model": model, "default": asdict(FUSION), "rows": rows}, indent=2) + "\n"
+            json.dumps({"model": model, "default": asdict(RRF), "rows": rows}, indent=2) + "\n"
         )
     report(rows)
 
@@ -104,7 +103,7 @@ def measure(data: RetrievalSet, encoder: Encoder, fusions: set[Fusion], out: Pat
         assert contents.lexical is not None
         terms = [contents.lexical.of_query(text) for text in data.queries.values()]
 
-        def score(asked: Sequence[StoreQuery], fusion: Fusion = FUSION) -> float:
+        def score(asked: Sequence[StoreQuery], fusion: Fusion = RRF) -> float:
             found = rank(
                 contents.store,
                 asked,
@@ -165,7 +164,7 @@ def label(fusion: Fusion) -> str:
 def report(rows: Sequence[Mapping[str, Any]]) -> None:
     """The default on each set, then all fusions by their mean."""
     print("\n| set | documents | queries | dense | lexical | hybrid | hybrid - dense |\n|---|---|---|---|---|---|---|")
-    default = label(FUSION)
+    default = label(RRF)
     for row in rows:
         of = row["scores"]
         cells = [f"{of[mode]:.4f}" for mode in ("dense", "lexical", default)]

@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "index"))
 
+from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.folder import delete_index
 from epic_search.index.lock import Lock
@@ -32,6 +33,7 @@ from epic_search.index.store.protocol import Point, StoreQuery
 
 NAME = "epic-search-benchmark"
 BATCH = 1000
+VERSION = bytes(32)
 
 
 def unit(count: int, *, dim: int, seed: int) -> np.ndarray:
@@ -47,17 +49,20 @@ def make(home: Path, *, count: int, dim: int) -> None:
     manifest = Manifest(name=NAME, encoder="none", fingerprint="0" * 64, dim=dim)
     with Lock(folder) as lock, Contents(folder, manifest, lock=lock) as contents:
         for first in range(0, count, BATCH):
-            rows = [(f"d{n}", b"\0" * 32, 1) for n in range(first, min(first + BATCH, count))]
+            ids = [f"d{n}" for n in range(first, min(first + BATCH, count))]
             points = [
                 Point(
-                    point_id(id, version, 0),
+                    point_id(id, VERSION, 0),
                     {"id": id, "passage": 0, "title": "", "text": f"text of {id}", "payload": {}},
                 )
-                for id, version, _ in rows
+                for id in ids
             ]
-            contents.store.upsert(points, {"": unit(len(points), dim=dim, seed=first + 1)})
+            vectors_PE = unit(len(points), dim=dim, seed=first + 1)
+            contents.store.upsert(points, {"": vectors_PE})
             contents.store.flush()
-            contents.adopt(rows)
+            contents.adopt(
+                [(id, VERSION, 1, checksum(*rest)) for id, *rest in zip(ids, points, vectors_PE, strict=True)]
+            )
         manifest.status, manifest.documents, manifest.passages = "complete", count, count
         manifest.save(folder)
 

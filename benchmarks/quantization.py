@@ -1,10 +1,17 @@
-"""What --quantize int8 costs and brings: recall against exact search, latency, build time, memory, disk.
+"""What --quantize int8 and --first-stage cost and bring: recall against exact search, latency, time, memory, disk.
 
-    python benchmarks/quantization.py --count 100000
-    python benchmarks/quantization.py --count 1000000 --queries 200      # takes a while, and 10 GB of disk
+    python benchmarks/quantization.py --count 20000
+    python benchmarks/quantization.py --count 1000000 --only int8 --first-stage 128 --folder /data
+    epic-search indexes export NAME -o /dev/null --vectors v.npy
+    python benchmarks/quantization.py --vectors v.npy --rotate           # real ones; every fortieth is a query
 
-Vectors are drawn around random centres, as texts of many topics are; queries are drawn as they are. Each store is
-built, closed and opened again before it is asked. Exact search is one matrix product.
+Without --vectors, they are drawn from a seeded mixture, a chunk at a time: texts of 20,000 kinds under 1,000 topics.
+The variance of dimension i falls as 1 / (i + 1), so that neighbours are meaningful (about 29 dimensions count) and the
+first dimensions hold most, as in vectors that were trained to be cut (Matryoshka). Real ones of an encoder that was not
+trained so lose in a first stage; --rotate turns them (cosines stay) so that they lead with their principal directions.
+Queries are drawn as the vectors are. Each store is built, closed and opened again before it is asked. Exact search is
+one matrix product a chunk. A million vectors take about 8 GB of disk and half a GB of memory besides the engine's; the
+search graph of each store takes most of the time (`build_s`), so --only names those that are wanted.
 """
 
 import argparse
@@ -12,6 +19,8 @@ import json
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,44 +29,68 @@ from epic_search.index.disk import disk_usage
 from epic_search.index.store.edge import EdgeStore
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
-BATCH = 10_000
-CENTRES = 1000
-SPREAD = 0.7  # of the noise around a centre, whose length is 1
+CHUNK = 10_000
+TOPICS, KINDS = 1000, 20  # kinds of each topic
+KIND, NOISE = 0.6, 0.5  # how far a kind is from its topic and a text from its kind; a topic is 1 from the middle
+QUERY_SEED = 10**9
+EVERY = 40  # of real vectors, one in so many is a query
+
+Chunk = Callable[[int], np.ndarray]  # (P, E) unit vectors by the number of the chunk
 
 
-def vectors(count: int, *, dim: int, seed: int) -> np.ndarray:
-    """(count, dim) unit vectors around centres that all seeds share."""
-    centres_CE = np.random.default_rng(0).standard_normal((CENTRES, dim), dtype=np.float32)
+@cache
+def kinds(dim: int) -> np.ndarray:
+    """(TOPICS * KINDS, dim) centres."""
+    random = np.random.default_rng(0)
+    topics_CE = random.standard_normal((TOPICS, dim), dtype=np.float32)
+    return topics_CE.repeat(KINDS, axis=0) + KIND * random.standard_normal((TOPICS * KINDS, dim), dtype=np.float32)
+
+
+def drawn(count: int, *, dim: int, seed: int) -> np.ndarray:
+    """(count, dim) unit vectors of the mixture."""
     random = np.random.default_rng(seed)
-    vectors_PE = centres_CE[random.integers(CENTRES, size=count)]
-    vectors_PE += SPREAD * random.standard_normal((count, dim), dtype=np.float32)
-    vectors_PE /= np.linalg.norm(vectors_PE, axis=1, keepdims=True)
-    return vectors_PE
+    vectors_PE = kinds(dim)[random.integers(TOPICS * KINDS, size=count)]
+    vectors_PE += NOISE * random.standard_normal((count, dim), dtype=np.float32)
+    vectors_PE /= np.sqrt(np.arange(1, dim + 1, dtype=np.float32))
+    return unit(vectors_PE)
 
 
-def exact(queries_QE: np.ndarray, *, count: int, k: int) -> np.ndarray:
+def unit(vectors_PE: np.ndarray) -> np.ndarray:
+    """The vectors at unit length."""
+    return vectors_PE / np.linalg.norm(vectors_PE, axis=1, keepdims=True)
+
+
+def rotated(vectors_PE: np.ndarray) -> np.ndarray:
+    """The vectors in the basis of their principal directions, the first first."""
+    _, directions_EE = np.linalg.eigh(vectors_PE.T @ vectors_PE)
+    return np.ascontiguousarray(vectors_PE @ directions_EE[:, ::-1])
+
+
+def exact(queries_QE: np.ndarray, chunk: Chunk, *, chunks: int, k: int) -> np.ndarray:
     """(Q, k) numbers of the nearest vectors."""
     scores_QK = np.full((len(queries_QE), k), -np.inf, dtype=np.float32)
     best_QK = np.zeros((len(queries_QE), k), dtype=np.int64)
-    for batch, first in enumerate(range(0, count, BATCH)):
-        block_QP = queries_QE @ vectors(min(BATCH, count - first), dim=queries_QE.shape[1], seed=batch + 1).T
-        numbers_P = np.broadcast_to(np.arange(first, first + block_QP.shape[1]), block_QP.shape)
-        all_QP = np.concatenate([scores_QK, block_QP], axis=1)
-        order_QK = np.argsort(-all_QP, axis=1)[:, :k]
-        scores_QK = np.take_along_axis(all_QP, order_QK, axis=1)
-        best_QK = np.take_along_axis(np.concatenate([best_QK, numbers_P], axis=1), order_QK, axis=1)
+    for number in range(chunks):
+        block_QP = queries_QE @ chunk(number).T
+        near_QK = np.argpartition(-block_QP, min(k, block_QP.shape[1] - 1), axis=1)[:, :k]
+        all_QK = np.concatenate([scores_QK, np.take_along_axis(block_QP, near_QK, axis=1)], axis=1)
+        order_QK = np.argsort(-all_QK, axis=1)[:, :k]
+        scores_QK = np.take_along_axis(all_QK, order_QK, axis=1)
+        best_QK = np.take_along_axis(np.concatenate([best_QK, number * CHUNK + near_QK], axis=1), order_QK, axis=1)
     return best_QK
 
 
-def measure(folder: Path, schema: Schema, queries_QE: np.ndarray, truth_QK: np.ndarray, *, count: int) -> dict:
+def measure(
+    folder: Path, schema: Schema, chunk: Chunk, queries_QE: np.ndarray, truth_QK: np.ndarray, *, chunks: int
+) -> dict:
     """Build, reopen and ask one store."""
-    dim, k = queries_QE.shape[1], truth_QK.shape[1]
+    k = truth_QK.shape[1]
     start = time.perf_counter()
     store = EdgeStore(folder, schema=schema, create=True)
-    for batch, first in enumerate(range(0, count, BATCH)):
-        block_PE = vectors(min(BATCH, count - first), dim=dim, seed=batch + 1)
-        points = [Point(str(uuid.UUID(int=first + row)), {"n": first + row}) for row in range(len(block_PE))]
-        store.upsert(points, {"": block_PE})
+    for number in range(chunks):
+        block_PE = chunk(number)
+        numbers = range(number * CHUNK, number * CHUNK + len(block_PE))
+        store.upsert([Point(str(uuid.UUID(int=n)), {"n": n}) for n in numbers], {"": block_PE})
     store.flush()
     written = time.perf_counter()
     store.optimize()
@@ -65,7 +98,8 @@ def measure(folder: Path, schema: Schema, queries_QE: np.ndarray, truth_QK: np.n
     store.close()
     store = EdgeStore(folder, schema=schema, create=False)
     try:
-        store.search([StoreQuery(row) for row in queries_QE], limit=k)  # warm
+        for row_E in queries_QE:  # warm
+            store.search([StoreQuery(row_E)], limit=k, fields=["n"])
         seconds, found = [], 0
         for row_E, truth_K in zip(queries_QE, truth_QK, strict=True):
             begun = time.perf_counter()
@@ -100,18 +134,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=576)
+    parser.add_argument("--vectors", type=Path, help=".npy, float32, a row a passage; instead of --count and --dim")
+    parser.add_argument("--rotate", action="store_true")
+    parser.add_argument("--first-stage", type=int, nargs="*", default=[64, 128, 256])
+    parser.add_argument(
+        "--only", default="", help="Only the stores that have this in their name: int8, first stage ..."
+    )
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="Where the stores are made, one after the other.")
     options = parser.parse_args()
-    queries_QE = vectors(options.queries, dim=options.dim, seed=10**9)
-    truth_QK = exact(queries_QE, count=options.count, k=options.k)
-    for name, schema in {
-        "float32": Schema({"": options.dim}),
-        "int8": Schema({"": options.dim}, quantize="int8"),
-    }.items():
-        with tempfile.TemporaryDirectory() as folder:
-            row = measure(Path(folder) / "store", schema, queries_QE, truth_QK, count=options.count)
-        print(json.dumps({"store": name, "count": options.count, "dim": options.dim, **row}), flush=True)
+    if options.vectors is None:
+        count, dim = options.count, options.dim
+        queries_QE = drawn(options.queries, dim=dim, seed=QUERY_SEED)
+
+        def chunk(number: int) -> np.ndarray:
+            return drawn(min(CHUNK, count - number * CHUNK), dim=dim, seed=number + 1)
+
+    else:
+        real_PE = unit(np.load(options.vectors))
+        real_PE = rotated(real_PE) if options.rotate else real_PE
+        is_query_P = np.arange(len(real_PE)) % EVERY == 0
+        queries_QE, stored_PE = real_PE[is_query_P][: options.queries], real_PE[~is_query_P]
+        count, dim = stored_PE.shape
+
+        def chunk(number: int) -> np.ndarray:
+            return stored_PE[number * CHUNK : (number + 1) * CHUNK]
+
+    chunks = -(-count // CHUNK)
+    truth_QK = exact(queries_QE, chunk, chunks=chunks, k=options.k)
+    stores = {"whole": Schema({"": dim}), "whole, int8": Schema({"": dim}, quantize="int8")}
+    for width in options.first_stage:
+        stores[f"first stage {width}"] = Schema({"": dim}, first_stage=width)
+        stores[f"first stage {width}, int8"] = Schema({"": dim}, first_stage=width, quantize="int8")
+    for name, schema in stores.items():
+        if options.only not in name:
+            continue
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            row = measure(Path(folder) / "store", schema, chunk, queries_QE, truth_QK, chunks=chunks)
+        print(json.dumps({"store": name, "count": count, "dim": dim, **row}), flush=True)
 
 
 if __name__ == "__main__":

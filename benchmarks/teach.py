@@ -29,7 +29,7 @@ import typer
 from epic_search.encoder import Encoder
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.searcher import Mode
-from epic_search.index.taught import Lesson
+from epic_search.index.taught_pair import Lesson
 from epic_search.index.ways import Ways
 
 DATA = Path(os.environ.get("EPIC_SEARCH_DATA", "../shared/data")) / "eval"

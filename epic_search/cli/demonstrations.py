@@ -9,7 +9,7 @@ from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration
-    from epic_search.index.taught import Lesson
+    from epic_search.index.taught_pair import Lesson
     from epic_search.index.ways import Demos
 
 DEMONSTRATION = '{"query": "...", "passage": "..."}'
@@ -39,7 +39,7 @@ def read_demonstrations(path: Path) -> list["Demonstration"]:
 
 def read_lessons(path: Path) -> list["Lesson"]:
     """All pairs to teach of the file; raises UserError naming the line that is wrong."""
-    from epic_search.index.taught import Lesson
+    from epic_search.index.taught_pair import Lesson
 
     found = []
     for where, value in _objects(path, "pairs", wanted=LESSON):

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epic_search.cli import console, options
+from epic_search.errors import UserError
 
 if TYPE_CHECKING:
     from epic_search.index.folder import Home
+    from epic_search.index.store.collection import Layout
     from epic_search.index.store.connection import Server
-    from epic_search.index.store.server import Layout
 
 Url = Annotated[
     str | None,
@@ -55,8 +56,12 @@ OPTIONS = {
 
 
 def on_server_too(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options --home, --url and those of a server, in place of its keyword `home`: a `Home`."""
-    parameters = []
+    """Give a verb the options --home, --url and those of a server, in place of its keyword `home`: a `Home`.
+
+    A --home that is typed wins over a URL in the environment or the settings.
+    """
+    context_parameter = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context_parameter]
     for parameter in inspect.signature(verb).parameters.values():
         if parameter.name == "home":
             for name, (annotation, default) in OPTIONS.items():
@@ -68,14 +73,35 @@ def on_server_too(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def with_home(
-        *, home: Path | None, url: str | None, api_key: str | None, grpc: bool, timeout: int, **given: Any
+        *,
+        context: typer.Context,
+        home: Path | None,
+        url: str | None,
+        api_key: str | None,
+        grpc: bool,
+        timeout: int,
+        **given: Any,
     ) -> None:
+        if _is_typed(context, "home"):
+            if _is_typed(context, "url"):
+                raise UserError(f"--home {home} and --url {url} are two places; give one of them")
+            url = None
         verb(home=chosen_home(home, url=url, api_key=api_key, grpc=grpc, timeout=timeout), **given)
 
     # What typer reads of a function.
     with_home.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_home.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_home
+
+
+def _is_typed(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def there(home: "Home") -> str:
+    """What a command that is shown to the user needs besides, to mean this home."""
+    return "" if isinstance(home, Path) else f" --url {home}"
 
 
 def chosen_home(home: Path | None, *, url: str | None, api_key: str | None, grpc: bool, timeout: int) -> "Home":
@@ -89,7 +115,7 @@ def chosen_home(home: Path | None, *, url: str | None, api_key: str | None, grpc
 
 def chosen_layout(shards: int | None, replicas: int | None, write_consistency: int | None) -> "Layout | None":
     """How a server is to keep a new index; None where nothing was said."""
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
     layout = Layout(shards, replicas, write_consistency)
     return None if layout == Layout() else layout

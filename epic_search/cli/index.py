@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from epic_search.index import Corpus, IndexProgress, IndexReport
     from epic_search.index.filters import FieldType
     from epic_search.index.folder import Home
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
 
 @on_server_too
@@ -91,6 +91,7 @@ def index(
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents that the sources no longer hold.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False,
     quantize: options.Quantize = None,
+    first_stage: options.FirstStage = None,
     rebuild: Annotated[
         bool,
         typer.Option(
@@ -144,6 +145,7 @@ def index(
             fields=types,
             prune=prune,
             quantize=quantize,
+            first_stage=first_stage,
             rebuild=rebuild,
             layout=layout,
         )
@@ -194,6 +196,7 @@ def run(
     fields: "Mapping[str, FieldType] | None" = None,
     prune: bool = False,
     quantize: Literal["int8"] | None = None,
+    first_stage: int | None = None,
     rebuild: bool = False,
     layout: "Layout | None" = None,
 ) -> "IndexReport":
@@ -220,6 +223,7 @@ def run(
             fields=fields,
             prune=prune,
             quantize=quantize,
+            first_stage=first_stage,
             rebuild=rebuild,
             layout=layout,
             progress=show,

@@ -66,7 +66,7 @@ def list_(*, home: "Home", json: options.Json = False) -> None:
     console.print_table(columns, rows, numbers=["documents", "passages", "demonstrations", "size"])
 
 
-for verb in (show, verify, repair, export, promote, pull):
+for verb in (on_server_too(show), on_server_too(verify), on_server_too(repair), on_server_too(export), promote, pull):
     app.command(no_args_is_help=True)(verb)
 
 

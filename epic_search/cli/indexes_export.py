@@ -5,12 +5,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from epic_search.cli import console, options
 from epic_search.errors import UserError
+
+if TYPE_CHECKING:
+    from epic_search.index.folder import Home
 
 
 def export(
@@ -35,7 +38,8 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    home: options.Home = None,
+    *,
+    home: "Home",
 ) -> None:
     """Write the documents of an index as JSON lines, which `epic-search index` reads again.
 
@@ -57,6 +61,11 @@ def export(
             progress=lambda read, total: bar(read, total, f"{read:,} passages"),
         )
     console.note(f"exported {done.documents:,} documents in {done.passages:,} passages{f' to {out}' if out else ''}")
+    if done.left_out:
+        console.note(
+            f"left out {done.left_out:,} passages of documents that are stored in part: a run was cut off; "
+            "index their corpus again"
+        )
     if done.joined:
         console.note(
             f"the texts of {done.joined:,} documents were put together from their passages; "

@@ -48,8 +48,6 @@ def promote(
         ),
     )
     _print(report, json=json, where=str(server), sent=f"{report.sent:,} sent")
-    if report.untaught:
-        console.note(f"{report.untaught:,} taught pairs stay here: a server keeps none")
     console.next_command(f'epic-search query "..." --index {report.name} --url {server}')
 
 
@@ -94,3 +92,5 @@ def _print(report: "PromoteReport", *, json: bool, where: str, sent: str) -> Non
         f"index {report.name!r} at {where}: {report.documents:,} documents in {report.passages:,} passages "
         f"({sent}, {report.checked:,} compared) after {report.seconds:.1f} s"
     )
+    if report.taught:
+        console.note(f"taught pairs that are there, too: {report.taught:,}")

@@ -1,6 +1,7 @@
 """`epic-search indexes show`: all there is to know about one index without reading its contents."""
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -10,29 +11,27 @@ from epic_search.cli import console, options
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
+SIZES = ("size", "store_size", "list_size", "aside_size")
 
-def show(name: options.IndexName, home: options.Home = None, json: options.Json = False) -> None:
+
+def show(name: options.IndexName, *, home: "Home", json: options.Json = False) -> None:
     """Show one index: sizes, counts, encoder, task, demonstrations, fields, and whether its source has changed."""
-    from epic_search.index.contents import LIST_FILE, STORE_FOLDER
-    from epic_search.index.disk import disk_usage
-    from epic_search.index.folder import ASIDE_FOLDER, existing_index
-    from epic_search.index.manifest import Manifest
+    from epic_search.index.place import place_of, stored_manifest
 
-    folder = existing_index(name, home)
-    manifest = Manifest.load(folder)
+    with closing(place_of(name, home)) as place:
+        manifest = stored_manifest(place)
+        where, sizes, taught = place.where, place.sizes(), place.taught_count(manifest)
     loadable, reason = _loadable(manifest)
     found: dict[str, Any] = {
         "name": name,
-        "path": str(folder.resolve()),
+        "path": where,
         "status": manifest.status,
         "documents": manifest.documents,
         "passages": manifest.passages,
-        "size": disk_usage(folder),
-        "store_size": disk_usage(folder / STORE_FOLDER),
-        "list_size": (folder / LIST_FILE).stat().st_size if (folder / LIST_FILE).is_file() else 0,
-        "aside_size": disk_usage(folder / ASIDE_FOLDER),
+        **{key: sizes.get(key) for key in SIZES},
         "encoder": manifest.encoder,
         "encoder_loadable": loadable,
         "encoder_problem": reason,
@@ -40,10 +39,12 @@ def show(name: options.IndexName, home: options.Home = None, json: options.Json 
         "dim": manifest.dim,
         "cut_to": manifest.cut_to,
         "task": manifest.task,
-        "taught": manifest.taught,
+        "taught": taught,
         "demonstrations": [pair.model_dump() for pair in manifest.demonstrations],
         "fields": {name: manifest.types[name].type if name in manifest.types else None for name in manifest.fields},
         "lexical": manifest.lexical is not None,
+        "quantize": manifest.quantize,
+        "first_stage": manifest.first_stage,
         "source": manifest.source,
         "source_state": _source_state(manifest),
         "indexed": manifest.indexed,
@@ -55,9 +56,7 @@ def show(name: options.IndexName, home: options.Home = None, json: options.Json 
     if json:
         console.print_json(found)
         return
-    shown = found | {
-        key: console.size_text(found[key]) for key in ("size", "store_size", "list_size", "aside_size") if found[key]
-    }
+    shown = found | {key: console.size_text(found[key]) for key in SIZES if found[key]}
     shown["encoder_loadable"] = "yes" if loadable else "no"
     shown["demonstrations"] = "; ".join(f"{pair.query} -> {pair.passage}" for pair in manifest.demonstrations)
     shown["fields"] = ", ".join(f"{name}:{type}" if type else name for name, type in found["fields"].items())

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import there
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
+    from epic_search.index.folder import Home
     from epic_search.index.manifest import Manifest
 
 EXIT_DAMAGED = 1
@@ -21,7 +23,8 @@ def verify(
         int,
         typer.Option("--encode", min=0, help="Encode so many passages again and compare; 0 loads no encoder."),
     ] = 16,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -64,5 +67,5 @@ def verify(
             "their ids, counts and norms were checked, and not every bit"
         )
     if not found.is_sound:
-        console.note(f"see what can be put right with: epic-search indexes repair {name}")
+        console.note(f"see what can be put right with: epic-search indexes repair {name}{there(home)}")
         raise typer.Exit(EXIT_DAMAGED)

@@ -25,6 +25,17 @@ Quantize = Annotated[
         show_default=False,
     ),
 ]
+FirstStage = Annotated[
+    int | None,
+    typer.Option(
+        "--first-stage",
+        min=2,
+        metavar="DIM",
+        help="Search a new, large index by the vectors' first dimensions, as many as the encoder was trained for, then "
+        "compare the nearest whole: a smaller search graph, faster to build.",
+        show_default=False,
+    ),
+]
 Shards = Annotated[
     int | None,
     typer.Option("--shards", min=1, help="On a server: parts that a new index is cut into.", show_default=False),

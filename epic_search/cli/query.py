@@ -80,8 +80,8 @@ def query(
         float | None,
         typer.Option(
             "--min-score",
-            help="Leave out hits of a lower score: the cosine (dense), BM25 (lexical), or the sum of reciprocal ranks, "
-            "1.17 at most (hybrid).",
+            help="Leave out hits of a lower score: the cosine (dense), BM25 (lexical), or the sum of reciprocal ranks "
+            "(hybrid: 1.17 for the first of both rankings, 0.67 for the first of the dense one alone).",
             show_default=False,
         ),
     ] = None,

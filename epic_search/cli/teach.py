@@ -9,6 +9,7 @@ import typer
 
 from epic_search.cli import console, options
 from epic_search.cli.demonstrations import read_lessons, read_queries
+from epic_search.cli.home import on_server_too, there
 from epic_search.cli.index import load_encoder
 from epic_search.cli.query import latest_index, made_by
 from epic_search.errors import UserError
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from epic_search.encoder.encoder import Device, Dtype
     from epic_search.index import Searcher
-    from epic_search.index.taught import TaughtPair
+    from epic_search.index.folder import Home
+    from epic_search.index.taught_pair import TaughtPair
     from epic_search.serving.client import ServedTeaching
 
 app = typer.Typer(cls=console.DefaultVerbGroup)
@@ -32,6 +34,7 @@ def _teach() -> None:
 
 
 @app.command(no_args_is_help=True)
+@on_server_too
 def add(
     query: Annotated[str | None, typer.Argument(help="A query, as you ask it.", show_default=False)] = None,
     documents: Annotated[
@@ -50,7 +53,8 @@ def add(
     ] = None,
     index: options.Index = None,
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -61,7 +65,7 @@ def add(
 
     Also: teach list, teach rm, teach clear, teach suggest, teach mode.
     """
-    from epic_search.index.taught import Lesson
+    from epic_search.index.taught_pair import Lesson
 
     if file is not None and query is not None:
         raise UserError(f"--file {file} and the query '{query}' are two ways to say what to teach; give one of them")
@@ -84,14 +88,16 @@ def add(
         console.note(f"{known:,} of {asked:,} pairs were taught before and are stored once")
     console.note(f"pairs taught to index {name!r}: {total:,}")
     if query is not None:
-        console.next_command(f'epic-search query "..." --index {name} --explain')
+        console.next_command(f'epic-search query "..." --index {name} --explain{there(home)}')
 
 
 @app.command("list")
+@on_server_too
 def list_(
     index: options.Index = None,
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -121,6 +127,7 @@ def list_(
 
 
 @app.command(no_args_is_help=True)
+@on_server_too
 def rm(
     query: Annotated[str, typer.Argument(help="The query, as it was taught.")],
     documents: Annotated[
@@ -131,7 +138,8 @@ def rm(
     ] = None,
     index: options.Index = None,
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -143,11 +151,13 @@ def rm(
 
 
 @app.command()
+@on_server_too
 def clear(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
     index: options.Index = None,
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -166,6 +176,7 @@ def clear(
 
 
 @app.command()
+@on_server_too
 def suggest(
     queries: Annotated[
         Path | None,
@@ -188,7 +199,8 @@ def suggest(
     ] = None,
     index: options.Index = None,
     encoder: options.EncoderMoved = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json: options.Json = False,
@@ -197,13 +209,11 @@ def suggest(
 
     Teach the pair if it is right, or another document if it is not.
     """
-    from epic_search.index import home as default_home
     from epic_search.index.suggest import queries_of_documents
     from epic_search.index.suggest import suggest as choose
 
     asked = read_queries(queries) if queries is not None else None
-    folder = home or default_home()
-    with _open_here(index or latest_index(folder), folder, encoder, device=device, dtype=dtype) as searcher:
+    with _open_here(index or latest_index(home), home, encoder, device=device, dtype=dtype) as searcher:
         found = choose(
             searcher,
             queries_of_documents(searcher) if asked is None else asked,
@@ -241,6 +251,7 @@ def suggest(
 
 
 @app.command()
+@on_server_too
 def mode(
     demos: Annotated[
         Literal["fixed", "nearest", "none"] | None,
@@ -249,7 +260,8 @@ def mode(
     demos_k: options.DemosK = None,
     boost: options.Boost = None,
     index: options.Index = None,
-    home: options.Home = None,
+    *,
+    home: "Home",
     json: options.Json = False,
 ) -> None:
     """Show or set how an index uses what it is taught.
@@ -258,11 +270,9 @@ def mode(
     most like the query. none: no demonstrations. --boost: how strongly a query
     is moved towards the passages taught for queries like it (0: not at all).
     """
-    from epic_search.index import home as default_home
     from epic_search.index.ways import set_ways
 
-    folder = home or default_home()
-    ways = set_ways(index or latest_index(folder), home=folder, demos=demos, demos_k=demos_k, boost=boost)
+    ways = set_ways(index or latest_index(home), home=home, demos=demos, demos_k=demos_k, boost=boost)
     if json:
         console.print_json({"demos": ways.demos, "demos_k": ways.demos_k, "boost": ways.boost})
     else:
@@ -270,21 +280,18 @@ def mode(
 
 
 def _open(
-    index: str | None, home: Path | None, encoder: str | None, *, device: "Device", dtype: "Dtype"
+    index: str | None, home: "Home", encoder: str | None, *, device: "Device", dtype: "Dtype"
 ) -> "Searcher | ServedTeaching":
     """The server that has the index open, if one has, else the index itself."""
-    from epic_search.index import home as default_home
     from epic_search.serving.client import ServedTeaching, server_of
 
-    folder = home or default_home()
-    name = index or latest_index(folder)
-    server = server_of(folder / name)
-    if server is not None:
-        return ServedTeaching(server, folder / name)
-    return _open_here(name, folder, encoder, device=device, dtype=dtype)
+    name = index or latest_index(home)
+    if isinstance(home, Path) and (server := server_of(home / name)) is not None:
+        return ServedTeaching(server, home / name)
+    return _open_here(name, home, encoder, device=device, dtype=dtype)
 
 
-def _open_here(name: str, home: Path, encoder: str | None, *, device: "Device", dtype: "Dtype") -> "Searcher":
+def _open_here(name: str, home: "Home", encoder: str | None, *, device: "Device", dtype: "Dtype") -> "Searcher":
     from epic_search.index import Searcher
 
     manifest = made_by(name, home)
@@ -297,7 +304,7 @@ def _as_json(pairs: "Sequence[TaughtPair]") -> list[dict[str, Any]]:
 
 
 def _label(pair: "TaughtPair") -> str:
-    from epic_search.index.taught import label
+    from epic_search.index.taught_pair import label
 
     return label(pair)
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
-from epic_search.index.explanation import Explanation, Place
+from epic_search.index.explanation import Explanation, Standing
 from epic_search.index.prompts import new_prompt
 from epic_search.index.searcher import DOCUMENT, SCORES, Hit, Mode, Searcher
-from epic_search.index.taught import label
+from epic_search.index.taught_pair import label
 from epic_search.index.ways import Demos, Ways
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _pair(use: "Use") -> UsedPair:
 def _explanation(said: dict[str, Any] | None) -> Explanation | None:
     if said is None:
         return None
-    dense, lexical = (Place(**said[ranking]) if said[ranking] else None for ranking in ("dense", "lexical"))
+    dense, lexical = (Standing(**said[ranking]) if said[ranking] else None for ranking in ("dense", "lexical"))
     return Explanation(dense, lexical, said["words"])
 
 

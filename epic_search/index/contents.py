@@ -28,6 +28,7 @@ from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point
 
 if TYPE_CHECKING:
+    from epic_search.index.audit import Audit, Progress
     from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
     from epic_search.index.store.protocol import VectorStore
@@ -113,10 +114,12 @@ class Contents:
                 )
             )
 
-    def adopt(self, rows: Sequence[tuple[str, bytes, int]]) -> None:
-        """List documents (id, version, passages) whose points have been put into the store, and flushed."""
+    def adopt(self, rows: Sequence[tuple[str, bytes, int, int]]) -> None:
+        """List documents (id, version, passages, checksum) whose points have been put into the store, and flushed."""
         with self._transaction():
-            self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", rows)
+            self._list.executemany("INSERT INTO documents VALUES (?, ?, ?)", [row[:3] for row in rows])
+            sums = [(id, version, checksum & MASK) for id, version, _, checksum in rows]
+            self._list.executemany("INSERT INTO checksums VALUES (?, ?, ?)", sums)
             self.documents, self.passages = self._totals("FROM documents")
 
     def points_of(self, document_id: str) -> list[str]:
@@ -209,6 +212,12 @@ class Contents:
             ).fetchall()
             (without,) = self._list.execute(f"SELECT COUNT(*) {compared} c.checksum IS NULL").fetchone()
         return [id for (id,) in lacking], [id for (id,) in changed], without
+
+    def audit(self, *, sample: int = 0, progress: "Progress | None" = None) -> "Audit":
+        """Read everything, and hold it against the list; `sample` points are kept."""
+        from epic_search.index.audit import audit_listed
+
+        return audit_listed(self, sample=sample, progress=progress)
 
     def _remove(self, which: str, values: Sequence[str] = ()) -> int:
         with self._transaction():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Standing:
     """The rank (from 1, among passages) and score of a passage in one ranking."""
 
     rank: int
@@ -26,8 +26,8 @@ class Explanation:
     `words`: those of the query that the passage has, in some form.
     """
 
-    dense: Place | None
-    lexical: Place | None
+    dense: Standing | None
+    lexical: Standing | None
     words: list[str]
 
 
@@ -51,9 +51,9 @@ def explain(
     return explanations
 
 
-def _places(contents: "IndexContents", query: StoreQuery, depth: int, filter: Filter | None) -> dict[str, Place]:
+def _places(contents: "IndexContents", query: StoreQuery, depth: int, filter: Filter | None) -> dict[str, Standing]:
     [matches] = contents.store.search([query], limit=depth, filter=filter, fields=("id",))
-    return {match.id: Place(rank, match.score) for rank, match in enumerate(matches, 1)}
+    return {match.id: Standing(rank, match.score) for rank, match in enumerate(matches, 1)}
 
 
 def _words(contents: "IndexContents", query: str, match: Match) -> list[str]:

@@ -7,8 +7,8 @@ it may come out shorter, and white space around it is gone.
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.contents import Contents
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
-from epic_search.index.manifest import Manifest
-from epic_search.index.verify import LOCK_WAIT_SECONDS, PAGE, Progress
+from epic_search.index.audit import Progress, pages_of
+from epic_search.index.folder import Home
+from epic_search.index.passages import point_id
+from epic_search.index.place import IndexContents, place_of, stored_manifest
+from epic_search.index.verify import LOCK_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from epic_search.index.store.protocol import StoredPoint
@@ -31,12 +31,16 @@ LONG_TITLE = 100  # characters; one that fills most of a passage is cut with the
 
 @dataclass
 class Export:
-    """How much was written. `joined`: documents whose text was put together from several passages."""
+    """How much was written. `joined`: documents whose text was put together from several passages.
+
+    `left_out`: passages of documents that are stored in part, or no longer: a run on a server was cut off.
+    """
 
     name: str
     documents: int = 0
     passages: int = 0
     joined: int = 0
+    left_out: int = 0
 
 
 def export_index(
@@ -44,7 +48,7 @@ def export_index(
     out: TextIO,
     *,
     vectors: Path | None = None,
-    home: Path | None = None,
+    home: Home | None = None,
     ascii: bool = False,
     progress: Progress | None = None,
 ) -> Export:
@@ -56,22 +60,27 @@ def export_index(
     """
     if vectors is not None and vectors.suffix != ".npy":
         raise UserError(f"'{vectors}' must end in .npy, the format of the vectors")
-    folder = existing_index(name, home)
+    report = Export(name)
     with ExitStack() as opened:
-        lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
-        manifest = Manifest.load(folder)
-        contents = opened.enter_context(Contents(folder, manifest, lock=lock))
+        place = opened.enter_context(closing(place_of(name, home)))
+        lock = opened.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
+        manifest = stored_manifest(place)
+        contents = opened.enter_context(place.contents(manifest, lock))
         spool = opened.enter_context(_Spool())
-        for stored, read in _points(contents):
-            spool.add(stored, with_vector=vectors is not None)
+        for page in pages_of(contents.store):
+            whole = _whole(page, contents)
+            for stored in whole:
+                spool.add(stored, with_vector=vectors is not None)
+            report.passages += len(whole)
+            report.left_out += len(page) - len(whole)
             if progress is not None:
-                progress(read, contents.passages)
-        report = Export(name, contents.documents, contents.passages)
+                progress(report.passages + report.left_out, contents.passages)
         for record, passages in spool.records():
+            report.documents += 1
             report.joined += passages > 1
             out.write(json.dumps(record, ensure_ascii=ascii, allow_nan=False) + "\n")
         if vectors is not None:
-            _write_vectors(vectors, spool.vectors(), (contents.passages, manifest.dim))
+            _write_vectors(vectors, spool.vectors(), (report.passages, manifest.dim))
     return report
 
 
@@ -121,17 +130,15 @@ class _Spool:
             yield np.frombuffer(blob, np.float32)
 
 
-def _points(contents: Contents) -> "Iterator[tuple[StoredPoint, int]]":
-    """Every point, with how many were read so far."""
-    start, read = None, 0
-    while True:
-        page = contents.store.scroll(limit=PAGE, start=start)
-        for stored in page.points:
-            read += 1
-            yield stored, read
-        if page.next is None:
-            return
-        start = page.next
+def _whole(page: "Sequence[StoredPoint]", contents: IndexContents) -> "list[StoredPoint]":
+    """The points of documents that are stored whole, and in one version."""
+    versions = contents.versions(sorted({stored.point.payload["id"] for stored in page}))
+
+    def is_whole(payload: dict[str, Any], id: str) -> bool:
+        version = versions.get(payload["id"])
+        return version is not None and point_id(payload["id"], version, payload["passage"]) == id
+
+    return [stored for stored in page if is_whole(stored.point.payload, stored.point.id)]
 
 
 def _record(payload: dict[str, Any], texts: list[str]) -> dict[str, Any]:

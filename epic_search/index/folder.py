@@ -13,7 +13,7 @@ from epic_search.index.lock import LOCK_FILE, Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
 from epic_search.index.prompts import PROMPT_FILE
 from epic_search.index.store.connection import Server
-from epic_search.index.taught import TAUGHT_FOLDER, UNFINISHED_FOLDER
+from epic_search.index.taught_folder import TAUGHT_FOLDER, UNFINISHED_FOLDER
 
 Home = Path | Server  # what holds indexes, by name
 

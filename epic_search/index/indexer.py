@@ -25,12 +25,13 @@ from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
-    from epic_search.index.store.server import Layout
+    from epic_search.index.store.collection import Layout
 
 CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
 CHUNK_BYTES = 16 * 2**20
 GROUP_DOCUMENTS = 256  # looked up and cut at once; a new index learns its fields from the first of them
 GROUP_BYTES = 4 * 2**20
+KEPT = {"task", "demonstrations", "demos", "demos_k", "boost"}  # by an index that is made anew
 DUPLICATE_ID = "duplicate id"
 
 
@@ -87,6 +88,7 @@ def index_corpus(
     fields: Mapping[str, FieldType] | None = None,
     prune: bool = False,
     quantize: Literal["int8"] | None = None,
+    first_stage: int | None = None,
     rebuild: bool = False,
     layout: "Layout | None" = None,
     progress: Progress | None = None,
@@ -97,7 +99,8 @@ def index_corpus(
     those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
     given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
     for filters; those of a new index that are not declared are inferred from its first documents. A document that does
-    not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number.
+    not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number;
+    `first_stage` one that is searched by the first so many dimensions, which the encoder must have been trained for.
     On a server, `rebuild` makes the index anew beside the old one, whose task and demonstrations it keeps and whose
     name it takes when it is complete, and `layout` says how the server keeps a new one. Raises UserError for what a
     user can put right; nothing stored is lost by that.
@@ -107,6 +110,8 @@ def index_corpus(
         corpus if isinstance(corpus, Corpus) else Corpus(corpus) as corpus,
     ):
         manifest = _manifest(place, encoder)
+        if first_stage is not None:
+            _require_trained(first_stage, encoder)
         corpus.require_some()
         groups = _groups(iter(corpus))
         sample = next(groups)
@@ -117,12 +122,16 @@ def index_corpus(
             manifest = _manifest(place, encoder)
             types = _learn(manifest, sample, encoder) if is_new else {}
             if is_new:
-                manifest.quantize = quantize
-            elif quantize != manifest.quantize and quantize is not None:
-                raise UserError(
-                    f"index '{name}' was made without --quantize {quantize}, which only a new index takes; "
-                    "index under another name, or delete it first"
-                )
+                manifest.quantize, manifest.first_stage = quantize, first_stage
+            for option, wanted, has in (
+                ("--quantize", quantize, manifest.quantize),
+                ("--first-stage", first_stage, manifest.first_stage),
+            ):
+                if wanted not in (None, has):
+                    raise UserError(
+                        f"index '{name}' was made without {option} {wanted}, which only a new index takes; "
+                        "index under another name, or delete it first"
+                    )
             manifest.types |= {name: Field(type=kind) for name, kind in (fields or {}).items()}
             was_complete = manifest.status == "complete"
             if prompt is not None:
@@ -132,7 +141,9 @@ def index_corpus(
             with place.contents(manifest, lock) as contents:
                 run = _Run(corpus, encoder, contents, manifest, place, progress)
                 run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
-                return run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
+                report = run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
+                place.settle(manifest, encoder=encoder, contents=contents)
+                return report
 
 
 def _manifest(place: Place, encoder: "Encoder") -> Manifest:
@@ -145,11 +156,21 @@ def _manifest(place: Place, encoder: "Encoder") -> Manifest:
             fingerprint=encoder.fingerprint,
             dim=encoder.dim,
             cut_to=encoder.config.dim,
-            task=old.task if old is not None else None,
-            demonstrations=old.demonstrations if old is not None else [],
+            **({} if old is None else old.model_dump(include=KEPT)),
         )
     manifest.require_encoder(encoder)
     return manifest
+
+
+def _require_trained(first_stage: int, encoder: "Encoder") -> None:
+    widths = [width for width in encoder.config.matryoshka or [] if width < encoder.dim]
+    if first_stage not in widths:
+        trained = f"for {' or '.join(map(str, widths))}; give one of these" if widths else "for none; leave it out"
+        raise UserError(
+            f"a first stage of {first_stage} dimensions finds the right passages only with an encoder that was trained "
+            f"for shorter vectors of that width, and '{encoder.name}' was trained {trained} (objective.matryoshka in "
+            "a recipe trains others)"
+        )
 
 
 def _learn(manifest: Manifest, sample: list[Document], encoder: "Encoder") -> dict[str, FieldType]:

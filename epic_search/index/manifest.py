@@ -51,6 +51,7 @@ class Manifest(BaseModel):
     """The content of `manifest.json`. `status` is "complete" once a whole corpus has gone through.
 
     `dim` is the width of the vectors; `cut_to` is the same where the encoder could make wider ones, else None.
+    `quantize`, `first_stage`: how the store searches, see Schema.
     `lexical` is None for an index without BM25 terms, as all of format 1 are. `fields` are the keys that documents
     have, `types` those of them that filters know.
     `indexed`: when the last run over a source began; "" where an older epic-search ran it.
@@ -79,6 +80,7 @@ class Manifest(BaseModel):
     types: dict[str, DocumentField] = {}
     lexical: StoredLexical | None = None
     quantize: Literal["int8"] | None = None
+    first_stage: int | None = None
     source: str = ""
     indexed: str = ""
     created: str = Field(default_factory=now)
@@ -123,7 +125,13 @@ class Manifest(BaseModel):
         fields: dict[str, FieldType] = {field_path(name): field.type for name, field in self.types.items()}
         if self.lexical is not None:
             fields |= {"id": "keyword", "passage": "int"}
-        return Schema({"": self.dim}, lexical=self.lexical is not None, fields=fields, quantize=self.quantize)
+        return Schema(
+            {"": self.dim},
+            lexical=self.lexical is not None,
+            fields=fields,
+            quantize=self.quantize,
+            first_stage=self.first_stage,
+        )
 
     def require_encoder(self, encoder: "Encoder") -> None:
         """Raise UserError unless this encoder made the index: vectors of two encoders cannot be compared."""
@@ -132,7 +140,7 @@ class Manifest(BaseModel):
                 f"index '{self.name}' was made by encoder '{self.encoder}' (fingerprint {self.fingerprint[:12]}, "
                 f"{self.dim} dimensions), and this is '{encoder.name}' (fingerprint {encoder.fingerprint[:12]}, "
                 f"{encoder.dim} dimensions); use that encoder, or index under "
-                "another name"
+                "another name (or, on a server, make it anew with --rebuild)"
             )
 
     def save(self, folder: Path) -> None:

@@ -11,19 +11,25 @@ from typing import Literal
 import numpy as np
 
 from epic_search.errors import UserError
+from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.folder import existing_index, make_folder, target_folder
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import MANIFEST_FILE, Manifest
-from epic_search.index.server_contents import PASSAGES, VERSION, ServerContents
+from epic_search.index.mark import VERSION, marked, unmarked
+from epic_search.index.server_contents import ServerContents
 from epic_search.index.server_place import existing_collection, target_collection
+from epic_search.index.store.collection import Layout
 from epic_search.index.store.connection import Server
-from epic_search.index.store.protocol import Point, Sparse, StoredPoint, VectorStore
-from epic_search.index.store.server import Layout, ServerStore
+from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore
+from epic_search.index.store.server import ServerStore
+from epic_search.index.taught import QUERY
+from epic_search.index.taught_folder import TaughtFolder
+from epic_search.index.taught_place import TaughtPlace
 
 PAGE_POINTS = 256
 CHECKED_POINTS = 200
-WITHOUT_TAUGHT_PAIRS = {"taught": 0, "demos": "fixed", "demos_k": None, "boost": None}  # a server keeps none
+ANY = Schema({})  # of a store that is only read from end to end
 NO_TERMS = Sparse(np.empty(0, np.uint32), np.empty(0, np.float32))
 
 Progress = Callable[[int, int], None]  # points done, points in all
@@ -33,7 +39,7 @@ Progress = Callable[[int, int], None]  # points done, points in all
 class PromoteReport:
     """What was moved. `sent`: passages that were not there yet; `checked`: passages read back and compared.
 
-    `untaught`: how many taught pairs stayed behind.
+    `taught`: taught pairs, all of which are there.
     """
 
     name: str
@@ -42,7 +48,7 @@ class PromoteReport:
     sent: int
     checked: int
     seconds: float
-    untaught: int = 0
+    taught: int
 
 
 def promote(
@@ -58,8 +64,9 @@ def promote(
     """Copy an index of this machine to a server, under the name `target` (None: its own).
 
     It becomes visible there in one step, after its count and a sample of its points were compared; an index of that
-    name and encoder is replaced. Cut short, the next call goes on. `layout` and `quantize` are the copy's. Raises
-    UserError when the index is not complete, and when another encoder made the one that is there.
+    name and encoder is replaced, and what was taught to either is taught to the copy. Cut short, the next call goes on.
+    `layout` and `quantize` are the copy's. Raises UserError when the index is not complete, and when another encoder
+    made the one that is there.
     """
     start, target = time.monotonic(), target or name
     folder = existing_index(name, home)
@@ -80,22 +87,21 @@ def promote(
                     f"index '{target}' at {server} was made by encoder '{there.encoder}' and this one by "
                     f"'{manifest.encoder}'; promote it under another name with --as, or delete that one"
                 )
-            copy = manifest.model_copy(
-                update={"name": target, "status": "indexing", "quantize": quantize, **WITHOUT_TAUGHT_PAIRS}
-            )
+            copy = manifest.model_copy(update={"name": target, "status": "indexing", "taught": 0, "quantize": quantize})
             if (begun := place.manifest()) is not None and begun.store_schema() != copy.store_schema():
                 place.begin_anew()
             place.save(copy)
             with place.contents(copy, None) as there_now:
                 sent, sample = _send(contents, there_now.store, progress)
                 checked = _compare(sample, there_now.store, passages=contents.passages)
+            place.save_ways(copy)
             copy.status = "complete"
             copy.documents, copy.passages = contents.documents, contents.passages
             place.save(copy)
+            # Where the copy is, and not before: the pairs belong to its name.
+            taught = _copy_taught(TaughtFolder(folder, manifest, lock), place.taught_place(copy, None))
             seconds = time.monotonic() - start
-            return PromoteReport(
-                target, contents.documents, contents.passages, sent, checked, seconds, untaught=manifest.taught
-            )
+            return PromoteReport(target, contents.documents, contents.passages, sent, checked, seconds, taught)
 
 
 def pull(
@@ -112,7 +118,7 @@ def pull(
     with closing(existing_collection(name, server)) as place:
         manifest = place.manifest()
         assert manifest is not None, name
-        fresh = {"status": "indexing", "documents": 0, "passages": 0, "quantize": None}
+        fresh = {"status": "indexing", "documents": 0, "passages": 0, "taught": 0, "quantize": None}
         copy = manifest.model_copy(update={"name": target, **fresh})
         make_folder(folder)
         with Lock(folder) as lock, place.contents(manifest, None) as there:
@@ -121,12 +127,39 @@ def pull(
                 documents, sample = _fetch(there, contents.store, progress)
                 checked = _compare(sample, contents.store, passages=there.passages)
                 contents.adopt(documents)
+                copy.taught = _copy_taught(place.taught_place(manifest, None), TaughtFolder(folder, copy, lock))
                 copy.status = manifest.status
                 copy.documents, copy.passages = contents.documents, contents.passages
                 copy.save(folder)
+                seconds = time.monotonic() - start
                 return PromoteReport(
-                    target, copy.documents, copy.passages, copy.passages, checked, time.monotonic() - start
+                    target, copy.documents, copy.passages, copy.passages, checked, seconds, copy.taught
                 )
+
+
+def _copy_taught(source: TaughtPlace, target: TaughtPlace) -> int:
+    """Bring all taught pairs, beside those that are there; returns how many."""
+    pairs = source.open(ANY)
+    if pairs is None:
+        return 0
+    with closing(pairs):
+        store, sent = None, list[str]()
+        for page in pages(pairs):
+            if not page:
+                break
+            if store is None:
+                schema = Schema({name: len(vector_E) for name, vector_E in page[0].dense.items()})
+                store = target.open(schema) or target.create(schema)
+            _put(store, [(stored.point, stored) for stored in page])
+            sent += [stored.point.id for stored in page]
+        if store is None:
+            return 0
+        with closing(store):
+            store.flush()
+            held = len(store.vectors(sent, name=QUERY))
+    if held != len(sent):
+        raise UserError(f"the copy holds {held:,} of {len(sent):,} taught pairs; repeat the command")
+    return held
 
 
 def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> tuple[int, list[StoredPoint]]:
@@ -142,7 +175,7 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
         fresh = [stored for stored in page if stored.point.id not in known]
         rows = contents.listed([stored.point.payload["id"] for stored in fresh])
         if fresh:
-            _put(store, [(_marked(stored.point, *rows[stored.point.payload["id"]]), stored) for stored in fresh])
+            _put(store, [(_marked(stored, *rows[stored.point.payload["id"]]), stored) for stored in fresh])
         sent += len(fresh)
         done += len(page)
         if progress is not None:
@@ -154,31 +187,44 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
 
 def _fetch(
     there: ServerContents, store: VectorStore, progress: Progress | None
-) -> tuple[list[tuple[str, bytes, int]], list[StoredPoint]]:
+) -> tuple[list[tuple[str, bytes, int, int]], list[StoredPoint]]:
     """Bring everything into an empty store.
 
-    Returns each document's id, version and number of passages, and some of the points.
+    Returns each document's id, version, number of passages and checksum, and some of the points.
     """
-    done: dict[tuple[str, str, int], int] = {}
+    done: dict[tuple[str, str, int], tuple[int, int]] = {}
     sample: list[StoredPoint] = []
+    read = 0
     for page in pages(there.store):
         sample += _some(page, there.passages)
         rows = []
         for stored in page:
-            payload = dict(stored.point.payload)
-            document = (payload["id"], payload.pop(VERSION), payload.pop(PASSAGES))
-            done[document] = done.get(document, 0) + 1
-            rows.append((Point(stored.point.id, payload), stored))
-        _put(store, rows)
+            id = stored.point.payload.get("id")
+            point, mark = unmarked(stored.point)
+            if id is None or mark is None:
+                raise UserError(f"point {point.id} there is no passage of a document; see 'epic-search indexes verify'")
+            sum = checksum(point, stored.dense[""])
+            if mark.checksum not in (None, sum):
+                raise UserError(
+                    f"passage {point.payload['passage']} of document '{id}' is not what was stored there (checksum); "
+                    "see 'epic-search indexes verify'"
+                )
+            held, total = done.get((id, mark.version, mark.passages), (0, 0))
+            done[id, mark.version, mark.passages] = held + 1, total + sum
+            rows.append((point, stored))
+        if rows:
+            _put(store, rows)
+        read += len(page)
         if progress is not None:
-            progress(sum(done.values()), there.passages)
+            progress(read, there.passages)
     store.flush()
-    for (id, _, passages), held in done.items():
+    for (id, _, passages), (held, _) in done.items():
         if held != passages:
             raise UserError(
                 f"document '{id}' is there in part, {held} of {passages} passages: a run was cut off; index there again"
             )
-    return [(id, bytes.fromhex(version), passages) for id, version, passages in done], sample
+    documents = [(id, bytes.fromhex(version), held, sum) for (id, version, _), (held, sum) in done.items()]
+    return documents, sample
 
 
 def _some(page: Sequence[StoredPoint], of: int) -> list[StoredPoint]:
@@ -227,5 +273,5 @@ def _compare(sample: Sequence[StoredPoint], stored: VectorStore, *, passages: in
     return len(sample)
 
 
-def _marked(point: Point, version: bytes, passages: int) -> Point:
-    return Point(point.id, {**point.payload, VERSION: version.hex(), PASSAGES: passages})
+def _marked(stored: StoredPoint, version: bytes, passages: int) -> Point:
+    return marked(stored.point, stored.dense[""], version=version, passages=passages)

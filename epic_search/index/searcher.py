@@ -20,8 +20,9 @@ from epic_search.index.manifest import Manifest
 from epic_search.index.passages import point_id
 from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
-from epic_search.index.store.protocol import FACET_TYPES, Fusion, Match, Sparse, StoreQuery, first_bad_vector
-from epic_search.index.taught import Lesson, Neighbour, Taught, TaughtPair
+from epic_search.index.store.protocol import FACET_TYPES, RRF, Match, Sparse, StoreQuery, first_bad_vector
+from epic_search.index.taught import Neighbour, Taught
+from epic_search.index.taught_pair import Lesson, TaughtPair
 from epic_search.index.ways import Ways
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from epic_search.index.store.protocol import VectorStore
 
 LOCK_WAIT_SECONDS = 5.0  # queries typed in two terminals at once both get their answer
-FUSION = Fusion()
 DOCUMENT = "document"
 
 Mode = Literal["hybrid", "dense", "lexical"]
@@ -116,7 +116,6 @@ class Searcher:
             contents = opening.enter_context(place.contents(manifest, lock))
             if encoder is not None:
                 taught = place.taught(manifest, encoder=encoder, contents=contents, lock=lock)
-            if taught is not None:
                 opening.enter_context(closing(taught))
             opened = opening.pop_all()
         return cls(manifest, encoder, prompt, contents, taught, lock, opened)
@@ -179,7 +178,7 @@ class Searcher:
             need=offset + k,
             passages=self._contents.passages,
             key=lambda match: _value(match, group),
-            fusion=FUSION,
+            fusion=RRF,
             min_score=min_score,
             filter=wanted,
             fields=None if texts else ("id", "passage", path(group)),
@@ -187,7 +186,7 @@ class Searcher:
         pages = [matches[offset:] for matches in found]
         notes: list[list[Explanation | None]] = [[None] * len(page) for page in pages]
         if explained:
-            depth = max(FUSION.depth, offset + k)
+            depth = max(RRF.depth, offset + k)
             notes = explain(self._contents, queries, asked, pages, depth=depth, filter=wanted)  # type: ignore[assignment]
         return [
             [_hit(match, note) for match, note in zip(page, of_page, strict=True)]
@@ -330,11 +329,7 @@ class Searcher:
 
     @property
     def _pairs(self) -> Taught:
-        if self._taught_pairs is None:
-            raise UserError(
-                f"index '{self.manifest.name}' is on a server, where nothing can be taught; bring it into a folder "
-                f"with 'epic-search indexes pull {self.manifest.name}' and teach it there"
-            )
+        assert self._taught_pairs is not None, self.manifest.name
         return self._taught_pairs
 
     def _store_queries(

@@ -12,20 +12,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from epic_search.index.contents import passage_points
 from epic_search.index.filters import Compare, FieldType
 from epic_search.index.lexical import Lexical
-from epic_search.index.passages import CutDocument
-from epic_search.index.store.protocol import Point
+from epic_search.index.mark import PASSAGES, VERSION, marked
+from epic_search.index.passages import CutDocument, point_id
 from epic_search.index.store.server import ServerStore
 
-# What a point's payload has more than that of a local index, and what is looked up by.
-VERSION, PASSAGES = "version", "passages"
+if TYPE_CHECKING:
+    from epic_search.index.audit import Audit, Progress
+
+REMOVED_AT_ONCE = 1000  # documents whose points are looked for in one request
 COUNT_SECONDS = 5.0  # how old the number of passages may be while an index is only read
-FIELDS: dict[str, FieldType] = {"id": "keyword", "passage": "int"}
+FIELDS: dict[str, FieldType] = {"id": "keyword", "passage": "int"}  # what is looked up by
 
 
 class ServerContents:
@@ -71,13 +74,29 @@ class ServerContents:
         """The stored version of each document that is stored whole, and in one version only."""
         return {id: bytes.fromhex(one.version) for id, one in self._stored(document_ids).items() if one.is_whole}
 
+    def points_of(self, document_id: str) -> list[str]:
+        """The ids of a document's points, in the order of its passages; none for one that is not stored whole."""
+        document = self._stored([document_id]).get(document_id)
+        if document is None or not document.is_whole:
+            return []
+        return [point_id(document_id, bytes.fromhex(document.version), n) for n in range(document.passages)]
+
+    def ids_near(self, document_id: str) -> list[str]:
+        """Nothing: a server has no order of ids to look in."""
+        return []
+
     def put(self, chunk: Sequence[CutDocument], vectors_PE: np.ndarray) -> int:
         """Store documents in place of their older versions, safely on return. Returns how many had one.
 
         `vectors_PE`: the unit vectors of all their passages, in order.
         """
         stored = self._stored([cut.document.id for cut in chunk])
-        points = [_marked(point, cut) for cut in chunk for point in passage_points(cut)]
+        vectors = iter(vectors_PE)
+        points = [
+            marked(point, next(vectors), version=cut.version, passages=len(cut.passages))
+            for cut in chunk
+            for point in passage_points(cut)
+        ]
         lexical = self.lexical
         sparse = None if lexical is None else [lexical.of_passage(text) for cut in chunk for text in cut.texts]
         self.store.upsert(points, {"": vectors_PE}, sparse=sparse)
@@ -98,6 +117,22 @@ class ServerContents:
         self.store.delete(doomed)
         self._counted = -math.inf
         return len(documents)
+
+    def remove(self, document_ids: Sequence[str]) -> int:
+        """Remove these documents, in whatever versions; returns how many of them there were."""
+        gone = 0
+        for first in range(0, len(document_ids), REMOVED_AT_ONCE):
+            stored = self._stored(document_ids[first : first + REMOVED_AT_ONCE])
+            self.store.delete([id for document in stored.values() for id in document.points])
+            gone += len(stored)
+        self._counted = -math.inf
+        return gone
+
+    def audit(self, *, sample: int = 0, progress: "Progress | None" = None) -> "Audit":
+        """Read everything, and hold each point against its mark; `sample` points are kept."""
+        from epic_search.index.audit import audit_marked
+
+        return audit_marked(self, sample=sample, progress=progress)
 
     def optimize(self) -> None:
         """Nothing to do: a server optimizes by itself."""
@@ -129,7 +164,3 @@ class _Stored:
     @property
     def is_whole(self) -> bool:
         return len(self.versions) == 1 and len(self.points) == self.passages
-
-
-def _marked(point: Point, cut: CutDocument) -> Point:
-    return Point(point.id, {**point.payload, VERSION: cut.version.hex(), PASSAGES: len(cut.passages)})

@@ -2,7 +2,8 @@
 
 A new generation is made beside the old one and takes the alias in one step when it is whole: queries get answers
 meanwhile, and never a mixture. A reader keeps to the generation it opened; when that is deleted it goes on with the
-one that followed, if the same encoder made it.
+one that followed, if the same encoder made it. How what is taught is used (see ways.py) has a key of its own in the
+metadata: it may be set while a run that holds the manifest goes on.
 """
 
 import re
@@ -17,8 +18,12 @@ from epic_search.index.lexical import Lexical
 from epic_search.index.manifest import Manifest, now
 from epic_search.index.prompts import encode_prompt, note_prompt
 from epic_search.index.server_contents import FIELDS, ServerContents
+from epic_search.index.server_taught import TAUGHT, TaughtCollection, taught_collections
+from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import Connection, Server, ServerError
-from epic_search.index.store.server import Layout, ServerStore, create_collection
+from epic_search.index.store.protocol import Schema
+from epic_search.index.store.server import ServerStore
+from epic_search.index.taught import Taught, points_of
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from epic_search.index.place import IndexContents
 
 METADATA_KEY = "epic_search"
+WAYS_KEY = "epic_search_ways"
+WAYS = {"demos", "demos_k", "boost"}  # of a manifest
 GENERATION = re.compile(r"(?P<name>.+)--(?P<number>[1-9][0-9]{0,8})")
 
 
@@ -54,18 +61,23 @@ class Collections:
 
     def manifest(self, collection: str) -> Manifest | None:
         """The manifest that a collection carries; None where it carries none, or is gone."""
-        content = self._metadata(collection).get(METADATA_KEY)
+        metadata = self.metadata(collection)
+        content = metadata.get(METADATA_KEY)
+        if isinstance(content, dict):
+            content = content | metadata.get(WAYS_KEY, {})
         where = f"the metadata of collection '{collection}' at {self.connection.server}"
         return None if content is None else Manifest.parse(content, where)
 
-    def _delete(self, collection: str) -> None:
+    def drop(self, collection: str) -> None:
+        """Delete a collection."""
         self.connection(lambda client: client.delete_collection(collection))
 
     def is_ours(self, collection: str) -> bool:
         """Whether a collection carries a manifest, readable or not."""
-        return METADATA_KEY in self._metadata(collection)
+        return METADATA_KEY in self.metadata(collection)
 
-    def _metadata(self, collection: str) -> dict[str, Any]:
+    def metadata(self, collection: str) -> dict[str, Any]:
+        """What a collection carries beside its points; nothing where it is gone."""
         try:
             info = self.connection(lambda client: client.get_collection(collection))
         except ServerError as error:
@@ -75,9 +87,14 @@ class Collections:
         return info.config.metadata or {}
 
     def save(self, collection: str, manifest: Manifest) -> None:
-        """Put a manifest into a collection's metadata."""
+        """Put a manifest into a collection's metadata, except what `save_ways` does."""
         manifest.updated, manifest.epic_search = now(), __version__
-        metadata = as_metadata(manifest)
+        metadata = {METADATA_KEY: as_metadata(manifest)[METADATA_KEY]}
+        self.connection(lambda client: client.update_collection(collection, metadata=metadata))
+
+    def save_ways(self, collection: str, manifest: Manifest) -> None:
+        """Put how an index uses what it was taught into a collection's metadata."""
+        metadata = {WAYS_KEY: as_metadata(manifest)[WAYS_KEY]}
         self.connection(lambda client: client.update_collection(collection, metadata=metadata))
 
     def swap(self, name: str, collection: str) -> None:
@@ -92,10 +109,13 @@ class Collections:
         self.connection(lambda client: client.update_collection_aliases(changes))
 
     def delete(self, name: str, *, keep: str | None = None) -> None:
-        """Delete the generations of an index except one; a collection that is not ours stays."""
+        """Delete the generations of an index except one, or all with what it was taught; what is not ours stays."""
         for collection in self.generations(name):
             if collection != keep and self.is_ours(collection):
-                self._delete(collection)
+                self.drop(collection)
+        if keep is None:
+            for collection in taught_collections(name, self):
+                self.drop(collection)
 
 
 class ServerPlace:
@@ -137,6 +157,15 @@ class ServerPlace:
     def begin_anew(self) -> None:
         """Turn to a generation that is not made yet."""
         self._collection = None
+
+    @property
+    def where(self) -> str:
+        """See Place."""
+        return f"collection {self._collection} at {self._connection.server}"
+
+    def sizes(self) -> dict[str, int]:
+        """See Place. A server does not say."""
+        return {}
 
     def manifest(self) -> Manifest | None:
         """See Place."""
@@ -198,30 +227,71 @@ class ServerPlace:
         """See Place."""
         note_prompt(manifest, prompt)
 
-    def taught(self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents", lock: "Lock | None") -> None:
-        """See Place. What is taught is kept with indexes in folders alone."""
+    def save_ways(self, manifest: Manifest) -> None:
+        """See Place."""
+        assert self._collection is not None, self.name
+        self._collections.save_ways(self._collection, manifest)
 
-    def contents(self, manifest: Manifest, lock: "Lock | None") -> ServerContents:
+    def taught_place(self, manifest: Manifest, lock: "Lock | None") -> TaughtCollection:
+        """See Place."""
+
+        def confirm() -> None:
+            self._successor(manifest)
+
+        return TaughtCollection(self.name, manifest.fingerprint, self._collections, confirm=confirm)
+
+    def taught_count(self, manifest: Manifest) -> int:
+        """See Place."""
+        return self.taught_place(manifest, None).count()
+
+    def taught(
+        self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents", lock: "Lock | None"
+    ) -> Taught:
+        """See Place. What was taught while another encoder's generation had the name comes along."""
+        place = self.taught_place(manifest, lock)
+        taught = Taught(place, manifest, encoder=encoder, contents=contents)
+        try:
+            others = {*taught_collections(self.name, self._collections)} - {place.collection}
+            if others and self._collection == self._current:
+                place.confirm()  # else one of them would be the successor's
+                for collection in others:
+                    taught.adopt(points_of(ServerStore(self._connection, collection, schema=Schema({}))))
+                    self._collections.drop(collection)
+        except ServerError as error:
+            if error.failure.kind != "key":  # who may only read leaves that to others
+                taught.close()
+                raise
+        except BaseException:
+            taught.close()
+            raise
+        return taught
+
+    def settle(self, manifest: Manifest, *, encoder: "Encoder", contents: "IndexContents") -> None:
+        """See Place. Who only searches may not be allowed to write, so this is done now."""
+        self.taught(manifest, encoder=encoder, contents=contents, lock=None).close()
+
+    def contents(self, manifest: Manifest, lock: "Lock | None", *, complete: bool = True) -> ServerContents:
         """See Place."""
         assert self._collection is not None, self.name
 
-        def next_generation() -> str:
-            collection = self._collections.aliases().get(self.name)
-            following = None if collection is None else self._collections.manifest(collection)
-            if collection is None or following is None:
-                raise UserError(f"index '{self.name}' at {self._connection.server} was deleted while it was open")
-            if following.fingerprint != manifest.fingerprint:
-                raise UserError(
-                    f"index '{self.name}' at {self._connection.server} was made anew by encoder '{following.encoder}' "
-                    f"while it was open for '{manifest.encoder}'; open it again"
-                )
-            return collection
-
-        moved = next_generation if self._follow else None
+        moved = (lambda: self._successor(manifest)) if self._follow else None
         store = ServerStore(self._connection, self._collection, schema=manifest.store_schema(), moved=moved)
         if not self._follow:
             store.add_fields({**FIELDS, **store.schema.fields})
         return ServerContents(store, Lexical(manifest.lexical.average_length) if manifest.lexical is not None else None)
+
+    def _successor(self, manifest: Manifest) -> str:
+        """The collection that has the name now; raises UserError unless it is of the same encoder."""
+        collection = self._collections.aliases().get(self.name)
+        following = None if collection is None else self._collections.manifest(collection)
+        if collection is None or following is None:
+            raise UserError(f"index '{self.name}' at {self._connection.server} was deleted while it was open")
+        if following.fingerprint != manifest.fingerprint:
+            raise UserError(
+                f"index '{self.name}' at {self._connection.server} was made anew by encoder '{following.encoder}' "
+                f"while it was open for '{manifest.encoder}'; open it again"
+            )
+        return collection
 
     def delete(self) -> None:
         """Delete the index with all its generations."""
@@ -263,7 +333,7 @@ def target_collection(
     finish, else a new one.
     """
     check_name(name)
-    if GENERATION.fullmatch(name):
+    if GENERATION.fullmatch(name) or TAUGHT.fullmatch(name):
         raise UserError(f"{name!r} cannot name an index on a server: so are its collections named; take off the '--'")
     with ExitStack() as opening:
         collections = Collections(opening.enter_context(Connection(server)))
@@ -321,7 +391,8 @@ def _info(name: str, collection: str, collections: Collections) -> IndexInfo | N
 
 def as_metadata(manifest: Manifest) -> dict[str, Any]:
     """The metadata of a collection; null would remove a key, so what is None is left out."""
-    return {METADATA_KEY: manifest.model_dump(mode="json", exclude_none=True)}
+    content = manifest.model_dump(mode="json", exclude_none=True, exclude=WAYS)
+    return {METADATA_KEY: content, WAYS_KEY: manifest.model_dump(mode="json", exclude_none=True, include=WAYS)}
 
 
 def _is_generation(collection: str, name: str) -> bool:

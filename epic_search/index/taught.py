@@ -9,72 +9,32 @@ not used.
 Shapes: Q queries, K pairs, P passages of a document, E dimensions of a whole vector.
 """
 
-import json
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
-from epic_search.index.disk import require_space
 from epic_search.index.feedback import chosen_reach
-from epic_search.index.manifest import now, sync_folder
+from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
-from epic_search.index.store.edge import EdgeStore, StoreDamaged
-from epic_search.index.store.protocol import Point, Schema, StoreQuery
+from epic_search.index.store.connection import ServerError
+from epic_search.index.store.protocol import Point, Schema, StoreQuery, shortened
+from epic_search.index.taught_pair import Lesson, TaughtPair, answer_of, as_pair, label, pair_id
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
-    from epic_search.index.contents import Contents
-    from epic_search.index.lock import Lock
     from epic_search.index.manifest import Manifest
-    from epic_search.index.store.protocol import StoredPoint, VectorStore
+    from epic_search.index.place import IndexContents
+    from epic_search.index.store.protocol import VectorStore
+    from epic_search.index.taught_place import TaughtPlace
 
-TAUGHT_FOLDER = "taught"
-UNFINISHED_FOLDER = "taught.new"
 QUERY, PASSAGE = "query", "passage"
-NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 PAGE = 256
 LEARNED_FROM = 500  # pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What is to be taught: for this query, that document is right, or that passage of the user's own words."""
-
-    query: str
-    document: str | None = None
-    passage: str | None = None
-
-    def __post_init__(self) -> None:
-        assert (self.document is None) != (self.passage is None), self
-
-
-@dataclass(frozen=True, slots=True)
-class TaughtPair:
-    """A pair as it is kept. `passage`: what the encoder reads of it, title included; `document`: None for own words.
-
-    `taught`: when, UTC, ISO 8601. `stale`: its document is not in the index now.
-    """
-
-    query: str
-    document: str | None
-    title: str
-    passage: str
-    taught: str
-    stale: bool = False
-
-    @property
-    def demonstration(self) -> Demonstration:
-        """The two texts."""
-        return Demonstration(query=self.query, passage=self.passage)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,43 +51,48 @@ class Taught:
     """The pairs taught to an open index. Close it."""
 
     def __init__(
-        self, folder: Path, manifest: "Manifest", *, encoder: "Encoder", contents: "Contents", lock: "Lock"
+        self, place: "TaughtPlace", manifest: "Manifest", *, encoder: "Encoder", contents: "IndexContents"
     ) -> None:
         """Open what was taught, which may be nothing; brings pairs in step with their documents and the task.
 
         Raises UserError when the pairs were taught to another encoder and when their files are damaged.
         """
-        self._folder = folder
+        self._place = place
         self._manifest = manifest
         self._encoder = encoder
         self._contents = contents
-        self._lock = lock
         self._reach: float | None = None
         self._stale: set[str] = set()
-        self._store: VectorStore | None = None
-        if (folder / TAUGHT_FOLDER).is_dir():
-            self._store = self._open()
-            try:
-                self._follow()
-            except BaseException:
-                self.close()
-                raise
+        self._opened: VectorStore | None = None
+        try:
+            _ = self._store
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _store(self) -> "VectorStore | None":
+        """The pairs; looked for until there are some, which another machine may have taught."""
+        if self._opened is None:
+            self._opened = self._place.open(self._schema())
+            if self._opened is not None:
+                self._manifest.taught = self._opened.count()
+                self._follow(self._opened)
+        return self._opened
 
     def __len__(self) -> int:
         """How many pairs can be used."""
-        return self._store.count() - len(self._stale) if self._store is not None else 0
+        store = self._store
+        return store.count() - len(self._stale) if store is not None else 0
 
     def close(self) -> None:
         """Close the store."""
-        if self._store is not None:
-            self._store.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def pairs(self) -> list[TaughtPair]:
         """All pairs, the first taught first."""
-        found = [
-            _pair(stored.point.payload, stale=stored.point.id in self._stale)
-            for stored in chain.from_iterable(self._pages())
-        ]
+        found = [as_pair(point.payload, stale=point.id in self._stale) for point in self._points()]
         return sorted(found, key=lambda pair: (pair.taught, pair.query, pair.document or ""))
 
     def teach(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -138,8 +103,9 @@ class Taught:
         """
         for lesson in lessons:
             self._check(lesson)
-        asked = {_pair_id(lesson.query, lesson.document, lesson.passage): lesson for lesson in lessons}
-        known = self._store.vectors(list(asked), name=QUERY) if self._store is not None else {}
+        asked = {pair_id(lesson.query, lesson.document, lesson.passage): lesson for lesson in lessons}
+        store = self._store
+        known = store.vectors(list(asked), name=QUERY) if store is not None else {}
         time = now()
         pairs = [
             TaughtPair(lesson.query.strip(), lesson.document, "", lesson.passage or "", time)
@@ -148,11 +114,26 @@ class Taught:
         ]
         if not pairs:
             return []
-        if self._store is None:
-            self._store = self._create()
-        made = self._put(pairs)
-        self._manifest.taught = self._store.count()
-        self._manifest.save(self._folder)
+        return self._add(pairs)
+
+    def adopt(self, points: Iterable[Point]) -> None:
+        """Teach again the pairs of points that another encoder's store holds, as they were taught; then all are here.
+
+        Pairs whose documents are not in the index come along, stale.
+        """
+        known = {point.id for point in self._points()}
+        pairs = [as_pair(point.payload) for point in points if point.id not in known]
+        for first in range(0, len(pairs), PAGE):
+            self._add(pairs[first : first + PAGE])
+
+    def _add(self, pairs: Sequence[TaughtPair]) -> list[TaughtPair]:
+        store = self._store
+        if store is None:
+            store = self._opened = self._place.create(self._schema())
+        made = self._put(store, pairs)
+        self._manifest.taught = store.count()
+        self._place.note(self._manifest)
+        self._place.confirm()
         return made
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
@@ -170,28 +151,34 @@ class Taught:
             if document_id not in labels:
                 raise UserError(f"'{document_id}' is not taught for the query '{query}'; taught are {_listed(labels)}")
         gone = [pair for pair in pairs if not document_ids or label(pair) in document_ids]
-        self._remove([_pair_id(pair.query, pair.document, pair.passage) for pair in gone])
+        self._remove([pair_id(pair.query, pair.document, pair.passage) for pair in gone])
         return gone
 
     def clear(self) -> int:
         """Remove everything taught; returns how many pairs that were."""
-        ids = [stored.point.id for stored in chain.from_iterable(self._pages())]
+        ids = [point.id for point in self._points()]
         self._remove(ids)
         return len(ids)
 
     def nearest(self, queries_QE: np.ndarray, *, k: int) -> list[list[Neighbour]]:
         """For each query (whole vectors, encoded under the index's task alone) its `k` nearest pairs, nearest first."""
-        if self._store is None:
+        store = self._store
+        if store is None:
             return [[] for _ in queries_QE]
         # What is stale is passed over here: marking it in the store would write at every opening.
-        found = self._store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
-        found = [[match for match in matches if match.id not in self._stale][:k] for matches in found]
+        found = store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
+        # Pairs of one query are equally near: their ids order them, and not the engine.
+        found = [
+            sorted((one for one in matches if one.id not in self._stale), key=lambda one: (-one.score, one.id))[:k]
+            for matches in found
+        ]
         ids = list({match.id for matches in found for match in matches})
-        queries, passages = (self._store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
+        queries, passages = (store.vectors(ids, name=name) for name in (QUERY, PASSAGE))
         return [
             [
-                Neighbour(_pair(match.payload), min(1.0, match.score), queries[match.id], passages[match.id])
+                Neighbour(as_pair(match.payload), min(1.0, match.score), queries[match.id], passages[match.id])
                 for match in matches
+                if match.id in queries and match.id in passages  # else another machine has just removed it
             ]
             for matches in found
         ]
@@ -200,9 +187,10 @@ class Taught:
         """How far the feedback of a pair reaches: that of `feedback.weights` which fits what is taught now."""
         if self._reach is None:
             # Points come in the order of their ids, which are hashes: the first are a sample.
-            points = self._store.scroll(limit=LEARNED_FROM).points if self._store is not None else []
+            store = self._store
+            points = store.scroll(limit=LEARNED_FROM).points if store is not None else []
             used = [stored for stored in points if stored.point.id not in self._stale]
-            answers = [_answer(stored.point.payload) for stored in used]
+            answers = [answer_of(stored.point.payload) for stored in used]
             vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
             self._reach = chosen_reach(vectors[0], vectors[1], answers)
         return self._reach
@@ -225,20 +213,16 @@ class Taught:
             meant = f"written like it are {_listed(near)}" if near else "give the id of a hit"
             raise UserError(f"index '{self._manifest.name}' has no document '{lesson.document}'; {meant}")
 
-    def _put(self, pairs: Sequence[TaughtPair]) -> list[TaughtPair]:
+    def _put(self, store: "VectorStore", pairs: Sequence[TaughtPair], *, only_known: bool = False) -> list[TaughtPair]:
         """Store pairs with new vectors, and a document's passage as it is now; returns them so."""
-        assert self._store is not None
-        require_space(self._folder, 0)
+        self._place.require_space()
         queries_KE = self._encoder.encode_queries([pair.query for pair in pairs], prompt=self._plain(), whole=True)
         passages_KE = np.empty_like(queries_KE)
         made: list[TaughtPair] = []
         versions: list[str | None] = []
         to_encode: list[int] = []
         for number, (pair, query_E) in enumerate(zip(pairs, queries_KE, strict=True)):
-            if pair.document is None:
-                version, in_index_E = None, None
-            else:
-                pair, version, in_index_E = self._from_index(pair, pair.document, query_E)
+            pair, version, in_index_E = self._from_index(pair, query_E)
             made.append(pair)
             versions.append(version)
             if in_index_E is None or self._manifest.cut_to is not None:
@@ -250,7 +234,7 @@ class Taught:
             passages_KE[to_encode] = self._encoder.encode_passages(texts, whole=True)
         points = [
             Point(
-                _pair_id(pair.query, pair.document, pair.passage),
+                pair_id(pair.query, pair.document, pair.passage),
                 {
                     "query": pair.query,
                     "document": pair.document,
@@ -265,68 +249,77 @@ class Taught:
             for pair, version in zip(made, versions, strict=True)
         ]
         self._reach = None
-        self._store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE})
-        self._store.flush()
+        store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE}, only_known=only_known)
+        store.flush()
         return made
 
-    def _from_index(self, pair: TaughtPair, document: str, query_E: np.ndarray) -> tuple[TaughtPair, str, np.ndarray]:
-        """The pair with the passage of its document that is nearest to the query; the version; the passage's vector."""
+    def _from_index(self, pair: TaughtPair, query_E: np.ndarray) -> tuple[TaughtPair, str | None, np.ndarray | None]:
+        """The pair with the passage of its document that is nearest to the query; the version; the passage's vector.
+
+        A pair of the user's own words, or of a document that is gone, has neither and stays as it is.
+        """
+        ids = self._contents.points_of(pair.document) if pair.document is not None else []
+        if pair.document is None or not ids:
+            return pair, None, None
         store = self._contents.store
-        ids = self._contents.points_of(document)
         stored = store.vectors(ids)
+        if len(stored) < len(ids):
+            raise UserError(f"document '{pair.document}' has just been replaced by another run; repeat the command")
         vectors_PE = np.stack([stored[id] for id in ids])
         best = int(np.argmax(vectors_PE @ as_stored(query_E[None], self._manifest.dim)[0]))
         point = store.scroll(start=ids[best], limit=1).points[0].point
         assert point.id == ids[best], (point.id, ids[best])
         title = point.payload.get("title", "")
         text = encoded_text(title, point.payload["text"], self._encoder)
-        version = self._contents.versions([document])[document].hex()
+        version = self._contents.versions([pair.document])[pair.document].hex()
         return replace(pair, title=title, passage=text), version, vectors_PE[best]
 
-    def _follow(self) -> None:
+    def _follow(self, store: "VectorStore") -> None:
         """Note the pairs whose document is gone; make anew those whose document or task has changed."""
         changed = []
-        for page in self._pages():
-            payloads = {stored.point.id: stored.point.payload for stored in page}
-            for payload in payloads.values():
-                if payload["encoder"] != self._encoder.fingerprint:
+        points = points_of(store)
+        while page := list(islice(points, PAGE)):
+            for point in page:
+                if (made_by := point.payload["encoder"]) != self._encoder.fingerprint:
                     raise UserError(
                         f"what index '{self._manifest.name}' was taught is of another encoder (fingerprint "
-                        f"{payload['encoder'][:12]}, and this is {self._encoder.fingerprint[:12]}); remove the folder "
-                        f"{self._folder / TAUGHT_FOLDER} and teach again"
+                        f"{made_by[:12]}, and this is {self._encoder.fingerprint[:12]}); remove {self._place.where} "
+                        "and teach again"
                     )
-            documents = {payload["document"] for payload in payloads.values()} - {None}
+            documents = {point.payload["document"] for point in page} - {None}
             versions = self._contents.versions(sorted(documents))
-            for id, payload in payloads.items():
-                document = payload["document"]
+            for point in page:
+                document = point.payload["document"]
                 if document is not None and document not in versions:
-                    self._stale.add(id)
-                elif payload["task"] != self._manifest.task or (
-                    document is not None and versions[document].hex() != payload["version"]
+                    self._stale.add(point.id)
+                elif point.payload["task"] != self._manifest.task or (
+                    document is not None and versions[document].hex() != point.payload["version"]
                 ):
-                    changed.append(_pair(payload))
-        for first in range(0, len(changed), PAGE):
-            self._put(changed[first : first + PAGE])
+                    changed.append(as_pair(point.payload))
+        try:
+            for first in range(0, len(changed), PAGE):
+                # What another machine has forgotten meanwhile does not come back.
+                self._put(store, changed[first : first + PAGE], only_known=True)
+        except ServerError as error:
+            if error.failure.kind != "key":
+                raise  # who may only read uses the pairs as they are
 
     def _remove(self, ids: Sequence[str]) -> None:
-        if self._store is None or not ids:
+        store = self._store
+        if store is None or not ids:
             return
         # The count goes first: fewer pairs than it says would be damage.
-        self._manifest.taught = self._store.count() - len(ids)
-        self._manifest.save(self._folder)
-        self._store.delete(ids)
-        self._store.flush()
+        self._manifest.taught = store.count() - len(ids)
+        self._place.note(self._manifest)
+        store.delete(ids)
+        store.flush()
+        self._place.confirm()
         self._stale -= set(ids)
         self._reach = None
 
-    def _pages(self) -> Iterator[list["StoredPoint"]]:
-        if self._store is None:
-            return
-        page = self._store.scroll(limit=PAGE)
-        yield page.points
-        while page.next is not None:
-            page = self._store.scroll(limit=PAGE, start=page.next)
-            yield page.points
+    def _points(self) -> Iterator[Point]:
+        store = self._store
+        return points_of(store) if store is not None else iter(())
 
     def _plain(self) -> "Prompt":
         """The prompt of taught queries: the index's task alone."""
@@ -336,64 +329,20 @@ class Taught:
         width = self._plain().vectors_SE.shape[1]
         return Schema({QUERY: width, PASSAGE: width})
 
-    def _create(self) -> "VectorStore":
-        """An empty store. Until it is whole it has another name: what a killed process leaves is made again."""
-        unfinished = self._folder / UNFINISHED_FOLDER
-        shutil.rmtree(unfinished, ignore_errors=True)
-        require_space(self._folder, 0)
-        EdgeStore(unfinished, schema=self._schema(), create=True, keep_open=[self._lock.fd]).close()
-        unfinished.rename(self._folder / TAUGHT_FOLDER)
-        sync_folder(self._folder)
-        return self._open()
 
-    def _open(self) -> "VectorStore":
-        path = self._folder / TAUGHT_FOLDER
-        remedy = f"remove the folder {path} and teach again"
-        try:
-            store = EdgeStore(path, schema=self._schema(), create=False, keep_open=[self._lock.fd])
-        except StoreDamaged as error:
-            raise UserError(f"what index '{self._manifest.name}' was taught is damaged ({error}); {remedy}") from error
-        if (held := store.count()) < self._manifest.taught:
-            store.close()
-            raise UserError(
-                f"what index '{self._manifest.name}' was taught is damaged (its store holds {held:,} of "
-                f"{self._manifest.taught:,} pairs); {remedy}"
-            )
-        return store
-
-
-def label(pair: TaughtPair) -> str:
-    """What names a pair among those of its query: its document, or digits made of the user's own words."""
-    return pair.document if pair.document is not None else f"text:{_pair_id('', None, pair.passage)[:8]}"
+def points_of(store: "VectorStore") -> Iterator[Point]:
+    """All points of a store, without their vectors."""
+    start: str | None = None
+    while True:
+        page = store.scroll(limit=PAGE, start=start, vectors=False)
+        yield from (stored.point for stored in page.points)
+        if (start := page.next) is None:
+            return
 
 
 def as_stored(whole_NE: np.ndarray, dim: int) -> np.ndarray:
     """(N, dim) unit-length vectors as an index holds them: the first dimensions of whole ones (see `matryoshka`)."""
-    if dim == whole_NE.shape[1]:
-        return whole_NE
-    cut_NE = whole_NE[:, :dim]
-    return cut_NE / np.linalg.norm(cut_NE, axis=1, keepdims=True)
-
-
-def _pair(payload: dict[str, Any], *, stale: bool = False) -> TaughtPair:
-    return TaughtPair(
-        query=payload["query"],
-        document=payload["document"],
-        title=payload["title"],
-        passage=payload["passage"],
-        taught=payload["taught"],
-        stale=stale,
-    )
-
-
-def _answer(payload: dict[str, Any]) -> tuple[str, str]:
-    return ("document", payload["document"]) if payload["document"] is not None else ("passage", payload["passage"])
-
-
-def _pair_id(query: str, document: str | None, passage: str | None) -> str:
-    """The same for the same query and document (whatever passage of it is right), or for the same two texts."""
-    right = ["document", document] if document is not None else ["passage", (passage or "").strip()]
-    return str(uuid.uuid5(NAMESPACE, json.dumps([query.strip(), *right])))
+    return whole_NE if dim == whole_NE.shape[1] else shortened(whole_NE, dim)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,31 +6,26 @@ the list. Some passages are searched for by their own vector, and some are encod
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.checksum import checksum
-from epic_search.index.contents import Contents
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
+from epic_search.index.audit import Audit, Progress
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
-from epic_search.index.passages import point_id
-from epic_search.index.store.protocol import StoredPoint, StoreQuery, first_bad_vector
+from epic_search.index.place import IndexContents, place_of, stored_manifest
+from epic_search.index.store.connection import ServerError
+from epic_search.index.store.protocol import StoredPoint, StoreQuery
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder
 
-PAGE = 512  # passages read from the store at once
 SEARCHED = 64  # passages that are searched for by their own vector
 LEAST_COSINE = 0.999  # of a stored vector and the same text encoded again, by another device or in another precision
 LOCK_WAIT_SECONDS = 5.0
-
-Progress = Callable[[int, int], None]  # passages read, passages listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +56,10 @@ class Verification:
         return not self.faults
 
 
-@dataclass
-class Audit:
-    """The store held against the list. `missing`, `changed`, `unsound`: ids of documents; `unlisted`: ids of points."""
-
-    read: int = 0
-    missing: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    unsound: list[str] = field(default_factory=list)
-    unlisted: list[str] = field(default_factory=list)
-    without_checksum: int = 0
-    sample: list[StoredPoint] = field(default_factory=list)
-
-    @property
-    def lost(self) -> list[str]:
-        """The documents of which something is not there as it was stored."""
-        return sorted({*self.missing, *self.changed, *self.unsound})
-
-
 def verify_index(
     name: str,
     *,
-    home: Path | None = None,
+    home: Home | None = None,
     load: "Callable[[Manifest], Encoder] | None" = None,
     encode: int = 0,
     progress: Progress | None = None,
@@ -90,22 +67,24 @@ def verify_index(
     """Read a whole index and say what is wrong with it; nothing is changed.
 
     `load` gives the encoder for encoding `encode` passages again. Raises UserError when there is no such index, when
-    another process has it open, and what `load` raises; damage is never an error but a fault.
+    another process has it open, when its server fails, and what `load` raises; damage is never an error but a fault.
     """
-    folder = existing_index(name, home)
     found = Verification(name)
     with ExitStack() as opened:
-        lock = opened.enter_context(Lock(folder, wait_seconds=LOCK_WAIT_SECONDS))
+        place = opened.enter_context(closing(place_of(name, home)))
+        lock = opened.enter_context(place.lock(wait_seconds=LOCK_WAIT_SECONDS))
         try:
-            manifest = Manifest.load(folder)
-            contents = opened.enter_context(Contents(folder, manifest, lock=lock, complete=False))
+            manifest = stored_manifest(place)
+            contents = opened.enter_context(place.contents(manifest, lock, complete=False))
             found.documents, found.passages = contents.documents, contents.passages
-            result = audit(contents, sample=max(encode, SEARCHED), progress=progress)
+            result = contents.audit(sample=max(encode, SEARCHED), progress=progress)
             found.faults += _faults(manifest, contents, result)
             found.read, found.without_checksum = result.read, result.without_checksum
             sound = [stored for stored in result.sample if stored.point.payload["id"] not in {*result.lost}]
             found.searched = len(sound[:SEARCHED])
             found.faults += _search_faults(contents, sound[:SEARCHED])
+        except ServerError:
+            raise
         except UserError as error:
             found.faults.append(Fault(str(error)))
             return found
@@ -114,80 +93,29 @@ def verify_index(
     return found
 
 
-def audit(contents: Contents, *, sample: int = 0, progress: Progress | None = None) -> Audit:
-    """Read every point of the store; `sample` of the listed ones are kept, drawn by their ids, which are hashes."""
-    result, start, unsound = Audit(), None, set[str]()
-    while True:
-        page = contents.store.scroll(limit=PAGE, start=start)
-        entries = contents.listed({id for stored in page.points if (id := _document_id(stored)) is not None})
-        sums: dict[str, tuple[int, int]] = {}
-        for stored in page.points:
-            id = _document_id(stored)
-            if id is None or not _is_passage(stored, entries.get(id)):
-                result.unlisted.append(stored.point.id)
-                continue
-            vector_E = stored.dense.get("")
-            if vector_E is None or first_bad_vector(vector_E[None]) is not None:
-                unsound.add(id)
-                vector_E = np.zeros(0, np.float32) if vector_E is None else vector_E
-            passages, total = sums.get(id, (0, 0))
-            sums[id] = (passages + 1, total + checksum(stored.point, vector_E))
-            if len(result.sample) < sample:
-                result.sample.append(stored)
-        contents.note_found(sums)
-        result.read += len(page.points)
-        if progress is not None:
-            progress(result.read, contents.passages)
-        if page.next is None:
-            break
-        start = page.next
-    result.missing, result.changed, result.without_checksum = contents.differences()
-    result.unsound = sorted(unsound)
-    return result
-
-
-def _document_id(stored: StoredPoint) -> str | None:
-    id = stored.point.payload.get("id")
-    return id if isinstance(id, str) else None
-
-
-def _is_passage(stored: StoredPoint, entry: tuple[bytes, int] | None) -> bool:
-    """Whether a point is the passage of a listed document that it says it is."""
-    if entry is None:
-        return False
-    payload: dict[str, Any] = stored.point.payload
-    version, passages = entry
-    number = payload.get("passage")
-    return (
-        isinstance(number, int)
-        and 0 <= number < passages
-        and point_id(payload["id"], version, number) == stored.point.id
-    )
-
-
-def _faults(manifest: Manifest, contents: Contents, result: Audit) -> list[Fault]:
+def _faults(manifest: Manifest, contents: IndexContents, result: Audit) -> list[Fault]:
     faults = []
     for what, ids in (
-        ("lack passages that are listed", result.missing),
+        (result.missing_is, result.missing),
         ("differ from what was stored (checksum)", result.changed),
         ("have a vector that is not finite or not of unit length", result.unsound),
     ):
         if ids:
             faults.append(Fault(f"{len(ids):,} of {contents.documents:,} documents {what}", ids))
     if result.unlisted:
-        faults.append(Fault(f"the store holds {len(result.unlisted):,} passages that are not listed"))
+        faults.append(Fault(f"the store holds {len(result.unlisted):,} passages that are {result.unlisted_is}"))
     counts = (manifest.documents, manifest.passages)
     if manifest.status == "complete" and counts != (contents.documents, contents.passages):
         faults.append(
             Fault(
-                f"the manifest counts {counts[0]:,} documents and {counts[1]:,} passages, and the list "
+                f"the manifest counts {counts[0]:,} documents and {counts[1]:,} passages, and there are "
                 f"{contents.documents:,} and {contents.passages:,}"
             )
         )
     return faults
 
 
-def _search_faults(contents: Contents, sample: Sequence[StoredPoint]) -> list[Fault]:
+def _search_faults(contents: IndexContents, sample: Sequence[StoredPoint]) -> list[Fault]:
     """Passages that their own vector does not find: the files that search goes by are damaged."""
     if not sample:
         return []

@@ -1,13 +1,13 @@
 """How an index uses what it was taught: a setting in its manifest, which a query may override."""
 
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from epic_search.errors import UserError
-from epic_search.index.folder import existing_index
-from epic_search.index.lock import Lock
+from epic_search.index.folder import Home
 from epic_search.index.manifest import Manifest
+from epic_search.index.place import place_of, stored_manifest
 
 Demos = Literal["fixed", "nearest", "none"]
 """A query's demonstrations: those stored with the index, the nearest of what was taught, or none."""
@@ -54,7 +54,7 @@ class Ways:
 def set_ways(
     name: str,
     *,
-    home: Path | None = None,
+    home: Home | None = None,
     demos: Demos | None = None,
     demos_k: int | None = None,
     boost: float | None = None,
@@ -63,12 +63,12 @@ def set_ways(
 
     Raises UserError when there is no such index, when another process has it open, and for numbers that cannot be.
     """
-    folder = existing_index(name, home)
-    if demos is None and demos_k is None and boost is None:
-        return Ways.of(Manifest.load(folder))
-    with Lock(folder, wait_seconds=LOCK_WAIT_SECONDS):
-        manifest = Manifest.load(folder)
-        ways = Ways.of(manifest, demos=demos, demos_k=demos_k, boost=boost)
-        manifest.demos, manifest.demos_k, manifest.boost = ways.demos, ways.demos_k, ways.boost
-        manifest.save(folder)
-    return ways
+    with closing(place_of(name, home)) as place:
+        if demos is None and demos_k is None and boost is None:
+            return Ways.of(stored_manifest(place))
+        with place.lock(wait_seconds=LOCK_WAIT_SECONDS):
+            manifest = stored_manifest(place)
+            ways = Ways.of(manifest, demos=demos, demos_k=demos_k, boost=boost)
+            manifest.demos, manifest.demos_k, manifest.boost = ways.demos, ways.demos_k, ways.boost
+            place.save_ways(manifest)
+        return ways

@@ -10,9 +10,10 @@ import numpy as np
 
 from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
-from epic_search.index import taught
+from epic_search.index import taught_pair
 from epic_search.index.answer import Question, ask
-from epic_search.index.taught import TaughtPair, as_stored
+from epic_search.index.taught import as_stored
+from epic_search.index.taught_pair import TaughtPair
 from epic_search.serving import schemas
 from epic_search.serving.problems import ApiError
 
@@ -149,9 +150,9 @@ def teach(shelf: "Shelf", index: str, asked: schemas.TeachRequest) -> schemas.Te
     lessons = []
     for lesson in asked.lessons:
         if lesson.documents is None:
-            lessons.append(taught.Lesson(lesson.query, passage=lesson.passage))
+            lessons.append(taught_pair.Lesson(lesson.query, passage=lesson.passage))
         else:
-            lessons += [taught.Lesson(lesson.query, document=document) for document in lesson.documents]
+            lessons += [taught_pair.Lesson(lesson.query, document=document) for document in lesson.documents]
     with shelf.change(index) as searcher:
         new = searcher.teach_all(lessons)
         known = len({(lesson.query.strip(), lesson.document, lesson.passage) for lesson in lessons}) - len(new)
@@ -191,7 +192,7 @@ def _index(searcher: "Searcher") -> schemas.IndexAnswer:
 
 
 def _pairs(pairs: Sequence[TaughtPair]) -> list[schemas.TaughtAnswer]:
-    return [schemas.TaughtAnswer(label=taught.label(pair), **asdict(pair)) for pair in pairs]
+    return [schemas.TaughtAnswer(label=taught_pair.label(pair), **asdict(pair)) for pair in pairs]
 
 
 def _tokens(encoder: "SharedEncoder", texts: Sequence[str]) -> int:

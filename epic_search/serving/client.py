@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import LOCK_FILE, served_at
 from epic_search.index.manifest import Manifest
-from epic_search.index.taught import Lesson, TaughtPair
+from epic_search.index.taught_pair import Lesson, TaughtPair
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question

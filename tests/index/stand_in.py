@@ -20,11 +20,19 @@ from epic_search.errors import UserError
 class StandIn:
     """Texts with common words have a high cosine. A prompt adds its demonstrations' passages to the query."""
 
-    def __init__(self, name: str = "stand-in", *, dim: int = 512, max_length: int = 100, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str = "stand-in",
+        *,
+        dim: int = 512,
+        max_length: int = 100,
+        delay: float = 0.0,
+        matryoshka: list[int] | None = None,
+    ) -> None:
         self.name = self.reference = name
         self.dim = dim
-        self.fingerprint = f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):032x}"
-        self.config = SimpleNamespace(max_length=max_length, dim=None)
+        self.fingerprint = 4 * f"{zlib.crc32(f'{name} {dim} {max_length}'.encode()):08x}"
+        self.config = SimpleNamespace(max_length=max_length, dim=None, matryoshka=matryoshka)
         self.delay = delay
         self.encoded: list[str] = []
         self.asked: list[str] = []

@@ -152,7 +152,7 @@ def _aliases(client: QdrantClient, path: dict[str, str], body: bytes) -> bool:
 def _upsert(client: QdrantClient, path: dict[str, str], body: bytes) -> Any:
     wanted = parse(models.PointInsertOperations, body)
     assert isinstance(wanted, models.PointsList), "the stub takes points as a list"
-    return client.upsert(path["name"], wanted.points)
+    return client.upsert(path["name"], wanted.points, update_mode=wanted.update_mode)
 
 
 def _retrieve(client: QdrantClient, path: dict[str, str], body: bytes) -> Any:

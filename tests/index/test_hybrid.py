@@ -17,8 +17,7 @@ from epic_search.index.lexical import Lexical, average_length
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.ranking import rank
-from epic_search.index.searcher import FUSION
-from epic_search.index.store.protocol import Fusion, StoreQuery
+from epic_search.index.store.protocol import RRF, Fusion, StoreQuery
 
 COUNT = 300
 QUERIES = ["word7 river stone", "honey and the forest", "metal tiger"]
@@ -74,11 +73,11 @@ def test_each_mode_ranks_by_its_own_score(searcher, encoder):
         for hit in hits:
             n, parts = int(hit.id[1:]), []
             legs = ((dense_P, hit.explanation.dense), (lexical_P, hit.explanation.lexical))
-            for (scores_P, found), weight in zip(legs, FUSION.weights, strict=True):
+            for (scores_P, found), weight in zip(legs, RRF.weights, strict=True):
                 if found is not None:
                     first, last = place(scores_P, n)
                     assert first <= found.rank <= last and found.score == pytest.approx(scores_P[n], rel=1e-3)
-                    parts.append(1 / (found.rank / weight + FUSION.k - 1))
+                    parts.append(1 / (found.rank / weight + RRF.k - 1))
             assert hit.score == pytest.approx(sum(parts), rel=1e-4)
 
 
@@ -121,7 +120,7 @@ def test_a_lexical_search_needs_no_encoder(corpus, home, encoder):
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
 def test_pages_are_one_ranking_cut_in_pieces(searcher, mode, monkeypatch):
-    monkeypatch.setattr("epic_search.index.searcher.FUSION", Fusion(depth=20))  # pages go far beyond
+    monkeypatch.setattr("epic_search.index.searcher.RRF", Fusion(depth=20))  # pages go far beyond
     for query in ("river", "river stone word7"):
         [whole] = searcher.search([query], k=1000, mode=mode)
         pages = [
@@ -299,3 +298,9 @@ def test_prefetches_reach_deeper_until_there_is_enough(corpus, encoder, home):
         [many] = rank(contents.store, [query], need=100, **options)
     assert len(few) == 5 and len(many) == 100
     assert [match.id for match in many[:5]] == [match.id for match in few]
+
+
+def test_the_best_fused_score_is_what_the_help_says():
+    """First in both rankings, and first in the dense one alone."""
+    both = [1 / (1 / weight + RRF.k - 1) for weight in RRF.weights]
+    assert (round(sum(both), 2), round(both[0], 2)) == (1.17, 0.67)

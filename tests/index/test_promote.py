@@ -11,11 +11,11 @@ from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus, list_indexes
 from epic_search.index import promote as module
-from epic_search.index.manifest import Manifest
-from epic_search.index.place import place_of, stored_manifest
 from epic_search.index.promote import promote, pull
 from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
+from epic_search.index.taught_pair import Lesson
+from epic_search.index.ways import Ways, set_ways
 
 UPSERT = r"PUT .*/points$"
 
@@ -135,10 +135,10 @@ def test_a_copy_that_is_not_the_same_is_not_shown(stub, there, corpus, encoder, 
     """A server that keeps other vectors than it was sent."""
     upsert = stub.client.upsert
 
-    def halved(name, points):
+    def halved(name, points, **options):
         for point in points:
             point.vector[""] = (np.asarray(point.vector[""]) / 2).tolist()
-        return upsert(name, points)
+        return upsert(name, points, **options)
 
     monkeypatch.setattr(stub.client, "upsert", halved)
     index_corpus(corpus(20), name="test", encoder=encoder, home=home)
@@ -193,10 +193,34 @@ def test_a_copy_may_be_quantized(stub, there, corpus, encoder, home, monkeypatch
     assert [one.name for one in stub.client.get_collections().collections] == ["test--2"]
 
 
-def test_taught_pairs_stay_here_and_it_says_so(there, corpus, encoder, home):
-    index_corpus(corpus(20), name="test", encoder=encoder, home=home)
-    folder = home / "test"
-    Manifest.load(folder).model_copy(update={"taught": 3, "demos": "nearest"}).save(folder)
-    assert promote("test", home=home, server=there).untaught == 3
-    manifest = stored_manifest(place_of("test", there))
-    assert (manifest.taught, manifest.demos) == (0, "fixed")
+def test_taught_pairs_and_their_ways_travel(stub, there, corpus, encoder, home):
+    index_corpus(corpus(50), name="test", encoder=encoder, home=home)
+    with Searcher.open("test", home=home, encoder=encoder) as searcher:
+        searcher.teach_all([Lesson(f"query{n}", document=f"d{n}") for n in range(20)])
+        searcher.teach_all([Lesson("query3", passage="own words")])
+    set_ways("test", home=home, demos="nearest", boost=0.5)
+    taught = pairs(home, encoder)
+    encoder.encoded.clear(), encoder.asked.clear()
+    assert promote("test", home=home, server=there).taught == 21
+    assert pull("test", home=home, server=there, target="back").taught == 21
+    assert encoder.encoded == encoder.asked == []
+    assert taught == pairs(there, encoder) == pairs(home, encoder, "back")
+    assert encoder.encoded == encoder.asked == [], "nor is anything made anew when they are opened"
+    for place, name in [(there, "test"), (home, "back")]:
+        assert set_ways(name, home=place) == Ways("nearest", boost=0.5)
+    assert [info.name for info in list_indexes(there)] == ["test"]
+
+
+def test_pairs_taught_there_stay_when_the_index_is_replaced(stub, there, corpus, encoder, home):
+    index_corpus(corpus(50), name="test", encoder=encoder, home=home)
+    promote("test", home=home, server=there)
+    for place, document in [(there, "d7"), (home, "d8")]:
+        with Searcher.open("test", home=place, encoder=encoder) as searcher:
+            searcher.teach("a query", [document])
+    assert promote("test", home=home, server=there).taught == 1
+    assert sorted(pair.document for pair in pairs(there, encoder)) == ["d7", "d8"]
+
+
+def pairs(home, encoder, name="test"):
+    with Searcher.open(name, home=home, encoder=encoder) as searcher:
+        return searcher.taught()

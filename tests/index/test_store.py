@@ -11,6 +11,7 @@ from test_store_contract import DIM, points, vectors
 
 from epic_search.errors import UserError
 from epic_search.index import Searcher, disk, index_corpus
+from epic_search.index.store import edge
 from epic_search.index.store.edge import EdgeStore, StoreDamaged
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
@@ -29,8 +30,17 @@ def test_the_engine_s_refusal_is_a_bug_that_names_the_request(store):
     assert store.count() == 1
 
 
+def test_the_engine_dies_where_the_disk_is_full(store, monkeypatch):
+    """A page of a mapped file for which there is no room is the same signal as one of a file that was cut short."""
+    monkeypatch.setattr(edge, "RESERVE_BYTES", 2**60)
+    os.kill(store._process.pid, signal.SIGBUS)
+    with pytest.raises(UserError, match="is full; what was stored is kept"):
+        store.count()
+
+
 @pytest.mark.parametrize(
-    ("death", "words"), [(signal.SIGBUS, "is full"), (signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")]
+    ("death", "words"),
+    [(signal.SIGBUS, "a file was cut short.*indexes verify"), (signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")],
 )
 def test_death_of_the_engine_is_one_sentence(store, tmp_path, death, words):
     store.upsert(points(10), {"": vectors(10)})

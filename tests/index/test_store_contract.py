@@ -1,7 +1,8 @@
 """What holds for every vector store: the same assertions over each of them.
 
-A real Qdrant server is asked, too, where EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What
-the client's in-memory mode answers, directly and through the stub, is the client's word for what a server does.
+A real Qdrant server is asked, too, over REST and over gRPC (on the port after the URL's), where
+EPIC_SEARCH_TEST_QDRANT_URL (and ..._API_KEY, if it wants one) names it. What the client's in-memory mode answers,
+directly and through the stub, is the client's word for what a server does.
 """
 
 import os
@@ -17,8 +18,10 @@ from qdrant_client import QdrantClient
 from stub_server import StubServer
 
 from epic_search.index.filters import And, Compare, Exists, Filter, In, Not, Or
+from epic_search.index.store.collection import Layout, create_collection
 from epic_search.index.store.connection import Connection, Server
 from epic_search.index.store.edge import UPSERT_POINTS, EdgeStore
+from epic_search.index.store.edge_worker import candidates
 from epic_search.index.store.protocol import (
     Fusion,
     Match,
@@ -29,8 +32,9 @@ from epic_search.index.store.protocol import (
     StoreQuery,
     VectorStore,
     first_bad_vector,
+    shortened,
 )
-from epic_search.index.store.server import Layout, ServerStore, create_collection
+from epic_search.index.store.server import ServerStore
 
 SERVER_URL = os.environ.get("EPIC_SEARCH_TEST_QDRANT_URL", "")
 DIM = 16
@@ -46,7 +50,7 @@ FIELDS = {
 Open = Callable[..., VectorStore]
 
 
-@pytest.fixture(params=["embedded", "in memory", "stub", *(["server"] if SERVER_URL else [])])
+@pytest.fixture(params=["embedded", "in memory", "stub", *(["server", "server by gRPC"] if SERVER_URL else [])])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same store, again and again; `create` empties it."""
     with ExitStack() as stack:
@@ -79,7 +83,8 @@ def connected(kind: str, stack: ExitStack) -> Connection:
         return Connection(Server("http://in-memory"), client=QdrantClient(":memory:"))
     if kind == "stub":
         return Connection(Server(stack.enter_context(StubServer()).url))
-    return Connection(Server(SERVER_URL, api_key=os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")))
+    key = os.environ.get("EPIC_SEARCH_TEST_QDRANT_API_KEY")
+    return Connection(Server(SERVER_URL, api_key=key, grpc=kind == "server by gRPC"))
 
 
 @pytest.mark.skipif(not SERVER_URL, reason="no EPIC_SEARCH_TEST_QDRANT_URL: nothing here was asked of a real server")
@@ -171,6 +176,13 @@ class TestDense:
         assert store.search(asked(vectors(1, seed=1)), limit=1)[0][0].payload == {"n": "new"}
         assert id_of(3) not in store.vectors([id_of(3)], name="query"), "nothing of the old point is left"
 
+    def test_upsert_of_known_points_only(self, store):
+        filled(store, 10)
+        changed = [Point(id_of(n), {"n": "new"}) for n in (3, 50)]
+        store.upsert(changed, {"": vectors(2, seed=1)}, only_known=True)
+        assert store.count() == 10
+        assert store.search(asked(vectors(2, seed=1)[:1]), limit=1)[0][0].payload == {"n": "new"}
+
     def test_delete(self, store):
         filled(store, 10)
         store.delete([point.id for point in points(12)[8:]])
@@ -212,6 +224,60 @@ def test_quantized_search_is_exact_on_few_points(opened):
     found = store.search(asked(vectors(500)[:20]), limit=5)
     expected = np.argsort(-(vectors(500)[:20] @ vectors(500).T), axis=1)[:, :5]
     assert [numbers(matches) for matches in found] == expected.tolist()
+
+
+class TestTwoStages:
+    """The first dimensions find candidates, and the whole vectors rank them."""
+
+    WIDTH, LIMIT = 4, 5
+
+    @pytest.fixture
+    def store(self, opened):
+        return filled(opened(Schema({"": DIM, "query": 4}, lexical=True, fields=FIELDS, first_stage=self.WIDTH)))
+
+    def nearest(self, query_E: np.ndarray, passing: list[int], limit: int) -> list[int]:
+        """The two stages, written down plainly."""
+        vectors_PE = vectors(300)[passing]
+        short_P = shortened(vectors_PE, self.WIDTH) @ query_E[: self.WIDTH]
+        first = np.argsort(-short_P)[: candidates(limit)]
+        return [passing[n] for n in sorted(first, key=lambda n: -float(vectors_PE[n] @ query_E))][:limit]
+
+    def test_dense(self, store):
+        queries_QE = vectors(20, seed=7)
+        found = store.search(asked(queries_QE), limit=self.LIMIT)
+        everything = list(range(300))
+        assert [numbers(m) for m in found] == [self.nearest(row, everything, self.LIMIT) for row in queries_QE]
+        exact = np.argsort(-(queries_QE @ vectors(300).T), axis=1)[:, : self.LIMIT]
+        assert [numbers(m) for m in found] != exact.tolist(), "a narrow first stage is no exact search"
+        for row_E, matches in zip(queries_QE, found, strict=True):
+            whole_M = vectors(300)[numbers(matches)] @ row_E
+            assert [match.score for match in matches] == pytest.approx(whole_M, abs=1e-5)
+
+    def test_filtered_and_fused(self, store):
+        query_E, [query] = vectors(1, seed=9)[0], sparse({2: 1.0, 5: 1.0})
+        few = Compare("n", "<", 60)
+        [matches] = store.search([StoreQuery(query_E)], limit=3, filter=few)
+        assert numbers(matches) == self.nearest(query_E, list(range(60)), 3)
+        fusion = Fusion(depth=7)
+        kinds = [StoreQuery(query_E, query), StoreQuery(sparse=query)]
+        both, lexical = store.search(kinds, limit=14, fusion=fusion, filter=few)
+        rankings = [self.nearest(query_E, list(range(60)), 7), numbers(lexical)[:7]]
+        assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in both} == fused(rankings, fusion)
+
+    def test_short_vectors_are_the_store_s_own(self, store):
+        assert store.vectors([id_of(3)]).keys() == {id_of(3)}
+        np.testing.assert_array_equal(store.vectors([id_of(3)])[id_of(3)], vectors(300)[3])
+        for stored in store.scroll(limit=300).points:
+            assert sorted(stored.dense) == ["", "query"] and stored.dense[""].shape == (DIM,)
+        [matches] = store.search(asked(vectors(300, dim=4)[7:8]), limit=1, name="query")
+        assert numbers(matches) == [7]
+
+    def test_optimized_and_quantized(self, opened):
+        store = opened(Schema({"": DIM}, quantize="int8", first_stage=self.WIDTH))
+        store.upsert(points(300), {"": vectors(300)})
+        store.optimize()
+        found = store.search(asked(vectors(300)[:20]), limit=self.LIMIT)
+        assert [numbers(matches)[0] for matches in found] == list(range(20))
 
 
 class TestLexical:
@@ -334,6 +400,12 @@ class TestStoredVectors:
         np.testing.assert_array_equal(found[id_of(3)], vectors(20)[3])
         assert store.vectors([id_of(3), id_of(99)], name="query").keys() == {id_of(3)}
         assert store.vectors([]) == {}
+
+    def test_scroll_without_vectors(self, store):
+        filled(store, 10)
+        page = store.scroll(limit=100, vectors=False)
+        assert {stored.point.payload["n"] for stored in page.points} == set(range(10))
+        assert all(stored.dense == {} and stored.sparse is None for stored in page.points)
 
     @pytest.mark.parametrize("limit", [7, 1000])
     def test_scroll_goes_once_through_everything(self, store, limit):

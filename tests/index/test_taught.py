@@ -19,7 +19,7 @@ from epic_search.index.feedback import REACH, weights
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.suggest import queries_of_documents, suggest
-from epic_search.index.taught import Lesson, label
+from epic_search.index.taught_pair import Lesson, label
 from epic_search.index.ways import Ways, set_ways
 
 ROOT = Path(__file__).parents[2]

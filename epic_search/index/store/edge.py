@@ -9,18 +9,20 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
 
 from epic_search.errors import Unavailable, UserError
-from epic_search.index.disk import disk_full
+from epic_search.index.disk import RESERVE_BYTES, disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
 from epic_search.index.store.edge_worker import read_frame, write_frame
 from epic_search.index.store.protocol import (
     FACET_TYPES,
     RRF,
+    SHORT,
     Fusion,
     Match,
     Page,
@@ -31,6 +33,7 @@ from epic_search.index.store.protocol import (
     StoreQuery,
     check_queries,
     check_vectors,
+    shortened,
 )
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
@@ -72,6 +75,7 @@ class EdgeStore:
                 "dense": dict(schema.dense),
                 "lexical": schema.lexical,
                 "quantize": schema.quantize,
+                "first_stage": schema.first_stage,
                 "create": create,
             }
             answer, _ = self._exchange({"request": "open"} | header, ())
@@ -84,15 +88,23 @@ class EdgeStore:
             raise
 
     def upsert(
-        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+        self,
+        points: Sequence[Point],
+        dense: Mapping[str, np.ndarray],
+        *,
+        sparse: Sequence[Sparse] | None = None,
+        only_known: bool = False,
     ) -> None:
         """See VectorStore."""
         check_vectors(self.schema, len(points), dense, sparse)
+        if self.schema.first_stage is not None and "" in dense:
+            dense = {**dense, SHORT: shortened(dense[""], self.schema.first_stage)}
         for first in range(0, len(points), UPSERT_POINTS):
             some = slice(first, first + UPSERT_POINTS)
             arrays = [vectors_PE[some] for vectors_PE in dense.values()]
             arrays += [] if sparse is None else _joined(sparse[some])
-            self._request("upsert", arrays, points=[(p.id, p.payload) for p in points[some]], names=list(dense))
+            stored = [(point.id, point.payload) for point in points[some]]
+            self._request("upsert", arrays, points=stored, names=list(dense), only_known=only_known)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
@@ -137,9 +149,9 @@ class EdgeStore:
         having, (flat,) = self._request_arrays("vectors", ids=list(ids), name=name)
         return dict(zip(having, np.asarray(flat).reshape(len(having), self.schema.dense[name]), strict=True))
 
-    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+    def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
         """See VectorStore."""
-        (found, following), arrays = self._request_arrays("scroll", start=start, limit=limit)
+        (found, following), arrays = self._request_arrays("scroll", start=start, limit=limit, vectors=vectors)
         values = (np.asarray(flat) for flat in arrays)
         points = []
         for id, payload, names, is_lexical in found:
@@ -220,13 +232,19 @@ class EdgeStore:
 
     def _death(self) -> Unavailable:
         code = self._process.wait()
-        if code == -signal.SIGBUS:
+        # A page of a file that cannot be had: no room for it, a file cut short, or a disk that fails.
+        if code == -signal.SIGBUS and disk_usage(self.path).free < RESERVE_BYTES:
             return disk_full(self.path)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", errors="replace").strip().splitlines()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == -signal.SIGKILL:
             how += ", as when memory runs out"
+        if code == -signal.SIGBUS:
+            return Unavailable(
+                f"the store process of {self.path} ended with {how}, as when a file was cut short or the disk fails; "
+                f"see what is wrong with 'epic-search indexes verify {self.path.parent.name}'"
+            )
         last = f": {lines[-1]}" if lines else ""
         return Unavailable(
             f"the store process of {self.path} ended with {how}{last}; what was stored is kept: repeat the command"

@@ -24,9 +24,11 @@ HNSW_EF = 256
 # A segment of up to this much of vectors (KiB) is searched by an exact scan, of about 5 ms; a larger one gets a search
 # graph, which is less exact. A search must stay short beside the encoding of its query.
 GRAPH_ABOVE_KIB = 32 * 1024
-LEXICAL = "bm25"
+LEXICAL, SHORT = "bm25", "short"
 # Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
 OVERSAMPLING = 2.0
+# Of short vectors, so many times the number asked for, and no fewer than that, are compared with the whole vectors.
+FIRST_STAGE, LEAST = 4, 128
 TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool", "datetime": "Datetime"}
 
 
@@ -60,6 +62,11 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[memoryview]] | No
     return header, arrays
 
 
+def candidates(most: int) -> int:
+    """How many the first of two stages finds for the second, which keeps `most`."""
+    return max(FIRST_STAGE * most, LEAST)
+
+
 class WithArrays(NamedTuple):
     """An answer of more than JSON."""
 
@@ -76,9 +83,19 @@ class Engine:
         self.edge: Any = qdrant_edge
         self.shard: Any = None
         self.is_quantized = False
+        self.first_stage: int | None = None
 
-    def open(self, path: str, dense: dict[str, int], lexical: bool, quantize: str | None, create: bool) -> None:
+    def open(
+        self,
+        path: str,
+        dense: dict[str, int],
+        lexical: bool,
+        quantize: str | None,
+        first_stage: int | None,
+        create: bool,
+    ) -> None:
         self.is_quantized = quantize is not None
+        self.first_stage = first_stage
         if not create:
             self.shard = self.edge.EdgeShard.load(path)
             return
@@ -88,8 +105,14 @@ class Engine:
         codes = None
         if quantize == "int8":
             codes = self.edge.ScalarQuantizationConfig(self.edge.ScalarType.Int8, memory=self.edge.Memory.Pinned)
+        vectors = {name: self.edge.EdgeVectorParams(size=dim, distance=dot) for name, dim in dense.items()}
+        if first_stage is not None:
+            vectors[SHORT] = self.edge.EdgeVectorParams(size=first_stage, distance=dot)
+            # The whole vectors are only compared with, and need no search graph.
+            no_graph = self.edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000)
+            vectors[""] = self.edge.EdgeVectorParams(size=dense[""], distance=dot, hnsw_config=no_graph)
         config = self.edge.EdgeConfig(
-            vectors={name: self.edge.EdgeVectorParams(size=dim, distance=dot) for name, dim in dense.items()},
+            vectors=vectors,
             sparse_vectors={LEXICAL: self.edge.EdgeSparseVectorParams(modifier=self.edge.Modifier.Idf)}
             if lexical
             else None,
@@ -98,7 +121,7 @@ class Engine:
         )
         self.shard = self.edge.EdgeShard.create(path, config)
 
-    def upsert(self, points: list[list[Any]], names: list[str], *, arrays: list[memoryview]) -> None:
+    def upsert(self, points: list[list[Any]], names: list[str], only_known: bool, *, arrays: list[memoryview]) -> None:
         rows = [_rows(values, len(points)) for values in arrays[: len(names)]]
         sparse = self._sparse(arrays[len(names) :]) if len(arrays) > len(names) else None
         stored = []
@@ -108,7 +131,8 @@ class Engine:
             if terms is not None:
                 vectors[LEXICAL] = terms
             stored.append(self.edge.Point(id, vectors, payload))
-        self.shard.update(self.edge.UpdateOperation.upsert_points(stored))
+        mode = self.edge.UpdateMode.UpdateOnly if only_known else None
+        self.shard.update(self.edge.UpdateOperation.upsert_points(stored, update_mode=mode))
 
     def delete(self, ids: list[str]) -> None:
         self.shard.update(self.edge.UpdateOperation.delete_points(ids))
@@ -133,28 +157,23 @@ class Engine:
         edge, depth = self.edge, fusion["depth"]
         dense = _rows(arrays[0], sum(has_dense for has_dense, _ in queries))
         sparse = self._sparse(arrays[1:])
-        options = {
-            "filter": self._filter(filter),
-            "params": edge.SearchParams(
-                hnsw_ef=max(HNSW_EF, limit, depth),
-                quantization=edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-                if self.is_quantized
-                else None,
-            ),
-        }
+        options = {"filter": self._filter(filter), "params": self._params(max(limit, depth))}
         answer = {
             "limit": limit,
             "with_payload": True if fields is None else edge.PayloadSelector.Include(fields),
         }
         requests, places = [], []
         for place, (has_dense, has_sparse) in enumerate(queries):
-            legs = [edge.Query.Nearest(next(dense), using=name)] if has_dense else []
-            if has_sparse and (terms := next(sparse)) is not None:
-                legs.append(edge.Query.Nearest(terms, using=LEXICAL))
+            vector = next(dense) if has_dense else None
+            terms = next(sparse) if has_sparse else None
+            most = limit if terms is None else depth
+            legs = [] if vector is None else [self._dense_leg(vector, name, most, options["filter"])]
+            if terms is not None:
+                legs.append({"query": edge.Query.Nearest(terms, using=LEXICAL)})
             if len(legs) == 1:
-                requests.append(edge.QueryRequest(query=legs[0], **options, **answer))
+                requests.append(edge.QueryRequest(**legs[0], **options, **answer))
             elif legs:
-                fetched = [edge.Prefetch(query=leg, limit=depth, **options) for leg in legs]
+                fetched = [edge.Prefetch(**leg, limit=depth, **options) for leg in legs]
                 fused = edge.Fusion.Rrf(k=fusion["k"], weights=fusion["weights"])
                 requests.append(edge.QueryRequest(prefetches=fetched, query=fused, **answer))
             else:  # a sparse query without a term
@@ -165,20 +184,34 @@ class Engine:
             found[place] = [(str(point.id), point.score, point.payload) for point in points]
         return found
 
+    def _dense_leg(self, vector: memoryview, name: str, most: int, filter: Any) -> dict[str, Any]:
+        """A search for the `most` nearest: by the short vectors first, where there are such."""
+        leg = {"query": self.edge.Query.Nearest(vector, using=name)}
+        if self.first_stage is not None and name == "":
+            most = candidates(most)
+            short = self.edge.Query.Nearest(vector[: self.first_stage], using=SHORT)
+            leg["prefetches"] = [self.edge.Prefetch(query=short, limit=most, filter=filter, params=self._params(most))]
+        return leg
+
+    def _params(self, most: int) -> Any:
+        codes = self.edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+        return self.edge.SearchParams(hnsw_ef=max(HNSW_EF, most), quantization=codes if self.is_quantized else None)
+
     def vectors(self, ids: list[str], name: str) -> WithArrays:
         records = self.shard.retrieve(ids, with_payload=False, with_vector=[name])
         having = [(str(record.id), named[name]) for record in records if name in (named := _named(record.vector))]
         return WithArrays([id for id, _ in having], [array("f", (x for _, vector in having for x in vector))])
 
-    def scroll(self, start: str | None, limit: int) -> WithArrays:
-        request = self.edge.ScrollRequest(offset=start, limit=limit, with_payload=True, with_vector=True)
+    def scroll(self, start: str | None, limit: int, vectors: bool) -> WithArrays:
+        request = self.edge.ScrollRequest(offset=start, limit=limit, with_payload=True, with_vector=vectors)
         records, following = self.shard.scroll(request)
         points, arrays = [], []
         for record in records:
-            vectors = _named(record.vector)
-            sparse = vectors.pop(LEXICAL, None)
-            points.append((str(record.id), record.payload, list(vectors), sparse is not None))
-            arrays += [array("f", vector) for vector in vectors.values()]
+            named = _named(record.vector) if vectors else {}
+            sparse = named.pop(LEXICAL, None)
+            named.pop(SHORT, None)
+            points.append((str(record.id), record.payload, list(named), sparse is not None))
+            arrays += [array("f", vector) for vector in named.values()]
             if sparse is not None:
                 arrays += [array("I", sparse.indices), array("f", sparse.values)]
         return WithArrays((points, None if following is None else str(following)), arrays)

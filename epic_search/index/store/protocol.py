@@ -13,6 +13,7 @@ from epic_search.index.filters import FieldType, Filter
 
 UNIT_TOLERANCE = 1e-3
 LEXICAL = "bm25"  # the name of the sparse vector
+SHORT = "short"  # the name of the vectors of the first stage
 FACET_TYPES: tuple[FieldType | None, ...] = ("keyword", "int", "bool")
 
 
@@ -49,12 +50,15 @@ class Schema:
     name of a passage's own). `lexical`: whether there is a sparse vector, LEXICAL, too, whose terms count by their
     inverse document frequency. `fields`: path in the payload ("payload.year") -> type, for filters and facets.
     `quantize`: as what large numbers of dense vectors are searched, before the nearest are compared whole.
+    `first_stage`: the first so many dimensions of the vectors called "" are searched, before the nearest are compared
+    whole. The store keeps these short ones by itself, under the name SHORT, and gives them to nobody.
     """
 
     dense: Mapping[str, int]
     lexical: bool = False
     fields: Mapping[str, FieldType] = field(default_factory=dict)
     quantize: Literal["int8"] | None = None
+    first_stage: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,9 +120,14 @@ class VectorStore(Protocol):
         """What the store was opened with, and the fields added since."""
 
     def upsert(
-        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+        self,
+        points: Sequence[Point],
+        dense: Mapping[str, np.ndarray],
+        *,
+        sparse: Sequence[Sparse] | None = None,
+        only_known: bool = False,
     ) -> None:
-        """Store points, replacing those of the same id.
+        """Store points, replacing those of the same id; with `only_known`, leave out those of an id that is not stored.
 
         `dense`: float32 unit vectors (P, E) for some or all of the schema's names; without those of a name, the
         points have no such vector. `sparse`: one for each point; an empty one is no vector.
@@ -152,8 +161,8 @@ class VectorStore(Protocol):
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
         """The stored vectors (E,) called `name` by point id; ids that have none are left out."""
 
-    def scroll(self, *, limit: int, start: str | None = None) -> Page:
-        """`limit` points from `start` on (None: from the first), in an order that stays."""
+    def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
+        """`limit` points from `start` on (None: from the first), in an order that stays; with their vectors or not."""
 
     def facet(self, field: str, *, filter: Filter | None = None, limit: int = 10) -> list[tuple[str | int | bool, int]]:
         """The commonest values of a keyword, int or bool field of the schema, each with the exact number of points."""
@@ -166,6 +175,12 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Let go of the store's files."""
+
+
+def shortened(vectors_NE: np.ndarray, width: int) -> np.ndarray:
+    """(N, width) unit-length vectors: the first dimensions of longer ones (see `encoder.matryoshka`)."""
+    short_NE = vectors_NE[:, :width]
+    return short_NE / np.maximum(np.linalg.norm(short_NE, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def first_bad_vector(vectors_PE: np.ndarray) -> int | None:

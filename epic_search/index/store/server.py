@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store.connection import Connection, ServerError
+from epic_search.index.store.edge_worker import OVERSAMPLING, candidates
 from epic_search.index.store.protocol import (
     LEXICAL,
+    RRF,
+    SHORT,
     Fusion,
     Match,
     Page,
@@ -21,10 +24,11 @@ from epic_search.index.store.protocol import (
     StoreQuery,
     check_queries,
     check_vectors,
+    shortened,
 )
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import models
 
 T = TypeVar("T")
 
@@ -33,8 +37,7 @@ REQUEST_BYTES = 8 * 2**20  # half of what a request may have, for sizes are esti
 NUMBER_BYTES = 22  # a float32 in JSON, with its comma
 DELETE_POINTS = 1000
 PAGE_POINTS = 1000
-# Codes of one byte find candidates; so many times the number asked for are then compared with the whole vectors.
-OVERSAMPLING = 2.0
+WHOLE = "whole"  # what the vectors called "" are called on a server where they are not the only ones
 
 FIELD_SCHEMAS: dict[FieldType, str] = {
     "keyword": "keyword",
@@ -43,54 +46,6 @@ FIELD_SCHEMAS: dict[FieldType, str] = {
     "bool": "bool",
     "datetime": "datetime",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a server keeps a collection; None leaves it to the server.
-
-    `shards`: parts that it is cut into, `replicas`: copies of each, `consistency`: copies that must have a write before
-    it counts.
-    """
-
-    shards: int | None = None
-    replicas: int | None = None
-    consistency: int | None = None
-
-
-def create_collection(
-    connection: Connection, collection: str, *, schema: Schema, layout: Layout, metadata: dict[str, Any]
-) -> None:
-    """Make an empty collection, which filters by the schema's fields; one that is there already stays as it is."""
-    from qdrant_client import models
-
-    quantization = None
-    if schema.quantize == "int8":
-        config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
-        quantization = models.ScalarQuantization(scalar=config)
-    # The vectors have unit length; Dot keeps them bit for bit, and Cosine would normalise them again.
-    dense = {name: models.VectorParams(size=dim, distance=models.Distance.DOT) for name, dim in schema.dense.items()}
-    sparse = {LEXICAL: models.SparseVectorParams(modifier=models.Modifier.IDF)}
-
-    def create(client: "QdrantClient") -> None:
-        client.create_collection(
-            collection,
-            vectors_config=dense[""] if list(dense) == [""] else dense,
-            sparse_vectors_config=sparse if schema.lexical else None,
-            quantization_config=quantization,
-            shard_number=layout.shards,
-            replication_factor=layout.replicas,
-            write_consistency_factor=layout.consistency,
-            on_disk_payload=True,
-            metadata=metadata,
-        )
-
-    try:
-        connection(create)
-    except ServerError as error:
-        if error.failure.kind != "exists":  # made by another process, or by a request whose answer got lost
-            raise
-    ServerStore(connection, collection, schema=schema).add_fields(schema.fields)
 
 
 class ServerStore:
@@ -116,41 +71,52 @@ class ServerStore:
         return self._schema
 
     def upsert(
-        self, points: Sequence[Point], dense: Mapping[str, np.ndarray], *, sparse: Sequence[Sparse] | None = None
+        self,
+        points: Sequence[Point],
+        dense: Mapping[str, np.ndarray],
+        *,
+        sparse: Sequence[Sparse] | None = None,
+        only_known: bool = False,
     ) -> None:
         """See VectorStore. Returns when the server has the points."""
         check_vectors(self._schema, len(points), dense, sparse)
+        named = {name_there(name, self._schema): vectors_PE for name, vectors_PE in dense.items()}
+        if self._schema.first_stage is not None and "" in dense:
+            named[SHORT] = shortened(dense[""], self._schema.first_stage)
+        numbers = sum(vectors_PE.shape[1] for vectors_PE in named.values())
         batch: list[models.PointStruct] = []
         size = 0
         for row, point in enumerate(points):
-            numbers = sum(vectors_PE.shape[1] for vectors_PE in dense.values())
             length = NUMBER_BYTES * numbers + len(json.dumps(point.payload))
             if sparse is not None:
                 length += 2 * NUMBER_BYTES * len(sparse[row].terms_T)
             if batch and (len(batch) == REQUEST_POINTS or size + length > REQUEST_BYTES):
-                self._upsert(batch)
+                self._upsert(batch, only_known=only_known)
                 batch, size = [], 0
             batch.append(
-                _point_struct(point, {name: v[row] for name, v in dense.items()}, sparse[row] if sparse else None)
+                _point_struct(point, {name: v[row] for name, v in named.items()}, sparse[row] if sparse else None)
             )
             size += length
         if batch:
-            self._upsert(batch)
+            self._upsert(batch, only_known=only_known)
 
-    def _upsert(self, batch: "list[models.PointStruct]") -> None:
+    def _upsert(self, batch: "list[models.PointStruct]", *, only_known: bool) -> None:
+        from qdrant_client import models
+
+        mode = models.UpdateMode.UPDATE_ONLY if only_known else None
         try:
-            self._ask(lambda client: client.upsert(self.collection, batch, wait=True))
+            self._ask(lambda client: client.upsert(self.collection, batch, wait=True, update_mode=mode))
         except ServerError as error:
             if error.failure.kind != "too large" or len(batch) == 1:
                 raise
             half = len(batch) // 2
-            self._upsert(batch[:half])
-            self._upsert(batch[half:])
+            self._upsert(batch[:half], only_known=only_known)
+            self._upsert(batch[half:], only_known=only_known)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See VectorStore."""
         for first in range(0, len(ids), DELETE_POINTS):
-            some = list(ids[first : first + DELETE_POINTS])
+            some = [_id_there(id) for id in ids[first : first + DELETE_POINTS]]
             self._ask(lambda client, some: client.delete(self.collection, some, wait=True), some)
 
     def flush(self) -> None:
@@ -168,7 +134,7 @@ class ServerStore:
         name: str = "",
         filter: Filter | None = None,
         fields: Sequence[str] | None = None,
-        fusion: Fusion = Fusion(),  # noqa: B008 (a constant)
+        fusion: Fusion = RRF,
     ) -> list[list[Match]]:
         """See VectorStore."""
         from qdrant_client import models
@@ -177,7 +143,7 @@ class ServerStore:
         condition, payload = _filter(filter), True if fields is None else list(fields)
         places, requests = [], []
         for place, query in enumerate(queries):
-            legs = self._legs(query, name)
+            legs = self._legs(query, name, condition, limit=limit, depth=fusion.depth)
             if len(legs) == 1:
                 request = models.QueryRequest(**legs[0], filter=condition, limit=limit, with_payload=payload)
             elif legs:
@@ -195,12 +161,25 @@ class ServerStore:
                 found[place] = [Match(str(point.id), point.score, point.payload or {}) for point in answer.points]
         return found
 
-    def _legs(self, query: StoreQuery, name: str) -> list[dict[str, Any]]:
+    def _legs(
+        self, query: StoreQuery, name: str, condition: "models.Filter | None", *, limit: int, depth: int
+    ) -> list[dict[str, Any]]:
         """The dense and the sparse part of a query, each as a search of its own."""
+        from qdrant_client import models
+
         legs: list[dict[str, Any]] = []
+        params = self._search_params()
+        has_terms = query.sparse is not None and len(query.sparse.terms_T) > 0
         if query.dense_E is not None:
-            legs.append({"query": query.dense_E.tolist(), "using": name or None, "params": self._search_params()})
-        if query.sparse is not None and len(query.sparse.terms_T):
+            vector = query.dense_E.tolist()
+            leg = {"query": vector, "using": name_there(name, self._schema) or None, "params": params}
+            if (width := self._schema.first_stage) is not None and name == "":
+                most = candidates(depth if has_terms else limit)
+                leg["prefetch"] = models.Prefetch(
+                    query=vector[:width], using=SHORT, params=params, filter=condition, limit=most
+                )
+            legs.append(leg)
+        if query.sparse is not None and has_terms:
             legs.append({"query": _sparse_vector(query.sparse), "using": LEXICAL})
         return legs
 
@@ -224,24 +203,25 @@ class ServerStore:
                 some,
             )
             for record in records:
-                dense, _ = _vectors(record.vector)
+                dense, _ = _vectors(record.vector, self._schema)
                 if name in dense:
                     found[str(record.id)] = dense[name]
         return found
 
     def _selector(self, name: str) -> bool | list[str]:
-        return True if len(self._schema.dense) == 1 and not self._schema.lexical else [name]
+        return [name_there(name, self._schema)] if has_names(self._schema) or self._schema.lexical else True
 
-    def scroll(self, *, limit: int, start: str | None = None) -> Page:
+    def scroll(self, *, limit: int, start: str | None = None, vectors: bool = True) -> Page:
         """See VectorStore."""
+        offset = None if start is None else _id_there(start)
         records, after = self._ask(
             lambda client: client.scroll(
-                self.collection, limit=limit, offset=start, with_payload=True, with_vectors=True
+                self.collection, limit=limit, offset=offset, with_payload=True, with_vectors=vectors
             )
         )
         points = []
         for record in records:
-            dense, sparse = _vectors(record.vector)
+            dense, sparse = _vectors(record.vector, self._schema)
             points.append(StoredPoint(Point(str(record.id), record.payload or {}), dense, sparse))
         return Page(points, None if after is None else str(after))
 
@@ -325,6 +305,11 @@ def _filter(filter: Filter | None) -> "models.Filter | None":
     return None if filter is None else models.Filter.model_validate(as_qdrant(filter))
 
 
+def _id_there(id: str) -> str | int:
+    """An id as the server has it: those of points that others put there may be numbers."""
+    return int(id) if id.isdecimal() else id
+
+
 def _point_struct(point: Point, dense: Mapping[str, np.ndarray], sparse: Sparse | None) -> "models.PointStruct":
     from qdrant_client import models
 
@@ -340,7 +325,17 @@ def _sparse_vector(sparse: Sparse) -> "models.SparseVector":
     return models.SparseVector(indices=sparse.terms_T.tolist(), values=sparse.weights_T.tolist())
 
 
-def _vectors(stored: Any) -> tuple[dict[str, np.ndarray], Sparse | None]:
+def has_names(schema: Schema) -> bool:
+    """Whether dense vectors have names on the server: a single one, called "", has none."""
+    return list(schema.dense) != [""] or schema.first_stage is not None
+
+
+def name_there(name: str, schema: Schema) -> str:
+    """What the vectors of this name are called on the server."""
+    return WHOLE if name == "" and has_names(schema) else name
+
+
+def _vectors(stored: Any, schema: Schema) -> tuple[dict[str, np.ndarray], Sparse | None]:
     """The vectors of a record: a list where it has one unnamed vector, else by name."""
     by_name = stored if isinstance(stored, dict) else {} if stored is None else {"": stored}
     dense, sparse = {}, None
@@ -349,6 +344,6 @@ def _vectors(stored: Any) -> tuple[dict[str, np.ndarray], Sparse | None]:
             order = np.argsort(vector.indices)
             terms_T = np.asarray(vector.indices, np.uint32)[order]
             sparse = Sparse(terms_T, np.asarray(vector.values, np.float32)[order])
-        else:
-            dense[name] = np.asarray(vector, np.float32)
+        elif name != SHORT or schema.first_stage is None:
+            dense["" if name == name_there("", schema) else name] = np.asarray(vector, np.float32)
     return dense, sparse
