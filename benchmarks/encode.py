@@ -19,6 +19,10 @@ The limit is what this machine reaches in plain products of the model's own matr
 as many rows as a batch has tokens, measured in turns with the rest. FLOPs are those of the linear layers and of causal
 attention, two a multiplication; `share` is their rate in ours over that of the plain products: of all FLOPs of the
 model, and of those that ours does, which leaves out, of the last layer, all but what is read.
+
+The roofline: bytes are the least that must move, the matrices once a batch, and what each product reads and writes once
+a token; the rate at which memory is copied is measured in turns, too. `bound` says which of the two takes longer, at
+its measured rate, and `of the roofline` what part of ours that longer time is.
 """
 
 import json
@@ -40,7 +44,7 @@ from training import without_chat
 
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder.backbone import load_backbone, save_model
-from epic_search.encoder.batching import token_budget
+from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.encoder import DTYPES, Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.tokenizer import load_tokenizer
 
@@ -77,9 +81,9 @@ def main(
                 setups[peer.name] = fastest(peer, folder, texts, where, precision, tune=tune)
             vectors = {setup: run() for setup, run in setups.items()}
             cosines = {setup: least_cosine(found, vectors["ours"]) for setup, found in vectors.items()}
-            limit = Products(ours, rows=min(cost.tokens, token_budget(where)))
-            seconds = take_turns(setups | {"products": limit}, rounds=rounds)
-            results[name] = row = summary(seconds, cost, limit) | {"least cosine to ours": cosines}
+            limit, copies = Products(ours, rows=min(cost.tokens, token_budget(where))), Copies(where)
+            seconds = take_turns(setups | {"products": limit, "copies": copies}, rounds=rounds)
+            results[name] = row = summary(seconds, cost, limit, copies) | {"least cosine to ours": cosines}
             report(name, row, cost)
     if out is not None:
         settings = {"backbone": backbone, "layers": layers, "dtype": str(precision), "device": where.type}
@@ -117,11 +121,15 @@ def write_model(folder: Path, backbone: str, *, layers: int | None, dtype: torch
 
 @dataclass(frozen=True)
 class Cost:
-    """What encoding texts takes: tokens with BOS and EOS; FLOPs of all that a model does, and of what ours does."""
+    """What encoding texts takes: tokens with BOS and EOS; FLOPs of all that a model does, and of what ours does.
+
+    `bytes`: what has to move between memory and the processor at least.
+    """
 
     tokens: int
     flops: float
     flops_of_ours: float
+    bytes: float
 
     @classmethod
     def of(cls, encoder: Encoder, lengths: list[int]) -> "Cost":
@@ -133,7 +141,15 @@ class Cost:
         whole = sum(linear) * read.sum() + attention * len(linear)
         keys_values = sum(2 * weight.numel() for weight in matrices(encoder)[-1][1:3])
         last = keys_values * read.sum() + (linear[-1] - keys_values) * len(read) + queries * read.sum()
-        return cls(int(read.sum()), float(whole), float(whole - linear[-1] * read.sum() - attention + last))
+        weights_read = sum(weight.nbytes for layer in matrices(encoder) for weight in layer)
+        count = sum(1 for _ in batches(read.tolist(), token_budget=token_budget(encoder.device)))
+        a_token = sum(sum(weight.shape) * weight.element_size() for layer in matrices(encoder) for weight in layer)
+        return cls(
+            int(read.sum()),
+            float(whole),
+            float(whole - linear[-1] * read.sum() - attention + last),
+            float(weights_read * count + a_token * read.sum()),
+        )
 
 
 def matrices(encoder: Encoder) -> list[list[torch.Tensor]]:
@@ -160,6 +176,18 @@ class Products:
         for _ in range(20):
             for states, weight in self._parts:
                 F.linear(states, weight)
+
+
+class Copies:
+    """A copy of an array that no cache holds; `bytes` are read and written."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._from = torch.zeros(2**28, dtype=torch.uint8, device=device)
+        self._to = torch.empty_like(self._from)
+        self.bytes = 2.0 * self._from.nbytes
+
+    def __call__(self) -> None:
+        self._to.copy_(self._from)
 
 
 class SentenceTransformers:
@@ -227,9 +255,10 @@ def fastest(
     return setups[best]
 
 
-def summary(seconds: Seconds, cost: Cost, limit: Products) -> dict[str, Any]:
+def summary(seconds: Seconds, cost: Cost, limit: Products, copies: Copies) -> dict[str, Any]:
     """Tokens a second of each set-up, its ratio to ours, and what share of the limit ours reaches."""
-    rates = {name: spread([cost.tokens / s for s in found]) for name, found in seconds.items() if name != "products"}
+    encoding = {name: found for name, found in seconds.items() if name not in ("products", "copies")}
+    rates = {name: spread([cost.tokens / s for s in found]) for name, found in encoding.items()}
     middle = rates["ours"]["median"]
     flops_a_second = spread([limit.flops / s for s in seconds["products"]])
     shares = {
@@ -237,7 +266,26 @@ def summary(seconds: Seconds, cost: Cost, limit: Products) -> dict[str, Any]:
         for name, flops in (("of all FLOPs", cost.flops), ("of those that are done", cost.flops_of_ours))
     }
     ratios = {name: middle / rate["median"] for name, rate in rates.items() if name != "ours"}
-    return {"tokens/s": rates, "ours to": ratios, "products, FLOP/s": flops_a_second, "share": shares}
+    bytes_a_second = spread([copies.bytes / s for s in seconds["copies"]])
+    least = {
+        "products": cost.flops_of_ours / flops_a_second["median"],
+        "memory": cost.bytes / bytes_a_second["median"],
+    }
+    roofline = {
+        "FLOP": cost.flops_of_ours,
+        "bytes": cost.bytes,
+        "seconds": least,
+        "bound": max(least, key=lambda name: least[name]),
+        "of the roofline": max(least.values()) * middle / cost.tokens,
+    }
+    return {
+        "tokens/s": rates,
+        "ours to": ratios,
+        "products, FLOP/s": flops_a_second,
+        "copies, bytes/s": bytes_a_second,
+        "share": shares,
+        "roofline": roofline,
+    }
 
 
 def report(name: str, row: dict[str, Any], cost: Cost) -> None:
@@ -247,7 +295,12 @@ def report(name: str, row: dict[str, Any], cost: Cost) -> None:
         ratio = row["ours to"].get(setup, 1.0)
         print(f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}")
     limit, share = row["products, FLOP/s"]["median"], row["share"]
-    print(f"  products {limit / 1e9:,.0f} GFLOP/s; ours: {', '.join(f'{v:.0%} {k}' for k, v in share.items())}\n")
+    print(f"  products {limit / 1e9:,.0f} GFLOP/s; ours: {', '.join(f'{v:.0%} {k}' for k, v in share.items())}")
+    copied, roofline = row["copies, bytes/s"]["median"], row["roofline"]
+    print(
+        f"  copies {copied / 1e9:,.1f} GB/s; {roofline['FLOP'] / roofline['bytes']:,.0f} FLOP a byte: bound by "
+        f"{roofline['bound']}, ours at {roofline['of the roofline']:.0%} of the roofline\n"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from epic_search.encoder.attention import PACKED, register, varlen_attention
+from epic_search.encoder.bare import Bare, BareDecoder, bare_decoder
 from epic_search.encoder.config import BACKBONE_FOLDER
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.tokenizer import load_tokenizer
@@ -45,6 +46,21 @@ def load_backbone(folder: Path, *, layers: int | None, dtype: torch.dtype) -> "P
     return load_model(folder, config, dtype=dtype)
 
 
+def load_to_encode(folder: Path, *, layers: int | None, dtype: torch.dtype, device: torch.device) -> BareDecoder | None:
+    """The decoder of a model folder without transformers; None where that has no fast way for it, or reads it better.
+
+    On the CPU, frozen.
+    """
+    try:
+        bare = bare_decoder(folder, layers=layers, dtype=dtype)
+        if bare is None or choose_layout(bare, device=device).value != PACKED:
+            return None
+        bare.fill(dtype=dtype)
+    except ValueError:  # what is wrong with the weights, transformers says better
+        return None
+    return bare
+
+
 def read_config(folder: Path) -> "PretrainedConfig":
     """The model configuration of a folder; raises UserError when transformers cannot read it."""
     from transformers import AutoConfig
@@ -75,9 +91,9 @@ def load_model(folder: Path, config: "PretrainedConfig", *, dtype: torch.dtype, 
     return model.eval().requires_grad_(False)
 
 
-def save_model(model: "PreTrainedModel", folder: Path, *, source: Path) -> None:
-    """Write a transformers model in safetensors, and beside it the tokenizer and licences of the folder `source`."""
-    model.save_pretrained(folder)
+def save_model(model: "PreTrainedModel | Bare", folder: Path, *, source: Path) -> None:
+    """Write a model in safetensors, as transformers does, and the tokenizer and licences of the folder `source`."""
+    (model.in_transformers() if isinstance(model, Bare) else model).save_pretrained(folder)
     for pattern in _BESIDE:
         for file in source.glob(pattern):
             if file.is_file():
@@ -101,7 +117,7 @@ def one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def choose_layout(backbone: "PreTrainedModel", *, device: torch.device, training: bool = False) -> Choice:
+def choose_layout(backbone: "PreTrainedModel | Bare", *, device: torch.device, training: bool = False) -> Choice:
     """Packed or padded batches for this model on this device.
 
     Packed only where every layer mixes positions through plain causal attention and nothing else (a convolution or a
@@ -119,7 +135,7 @@ def choose_layout(backbone: "PreTrainedModel", *, device: torch.device, training
     return Choice(PACKED, "no work on padding")
 
 
-def varlen_obstacle(backbone: "PreTrainedModel", *, training: bool) -> str | None:
+def varlen_obstacle(backbone: "PreTrainedModel | Bare", *, training: bool) -> str | None:
     """Why `varlen_attn` cannot be this model's attention on the GPU; None if it can."""
     if training:
         return "varlen_attn takes no part in autocast, which training computes in"

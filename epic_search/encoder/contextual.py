@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epic_search.encoder.backbone import load_model, read_config, use_layout
+from epic_search.encoder.backbone import load_model, read_config
+from epic_search.encoder.bare import raw_config
 from epic_search.encoder.batching import batches, lay_out, token_budget
+from epic_search.encoder.bert import Bert
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
@@ -21,19 +23,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# MPNet adds a bias for each distance between tokens and counts positions by itself: its texts are never packed.
-KINDS = ("bert", "mpnet")
-
-
 class ContextualEncoder(nn.Module):
     """Texts -> (n, `width`) unit-length float32 vectors, one forward pass of the frozen encoder."""
 
     def __init__(self, folder: Path, *, max_length: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = _load(folder, dtype=dtype)
+        self.model = (
+            Bert(folder, dtype=dtype) if raw_config(folder).get("model_type") == "bert" else _mpnet(folder, dtype)
+        )
         self.width: int = self.model.config.hidden_size
         self._tokenizer = load_tokenizer(folder)
-        self._packable = self.model.config.model_type == "bert"
+        # MPNet adds a bias for each distance between tokens and counts positions by itself: its texts are never packed.
+        self._packable = isinstance(self.model, Bert)
         positions = self.model.config.max_position_embeddings
         # MPNet's first position comes after that of its padding token.
         limit = positions if self._packable else positions - self.model.config.pad_token_id - 1
@@ -42,8 +43,6 @@ class ContextualEncoder(nn.Module):
     def use_layout(self, layout: str) -> None:
         """Lay texts out "packed", where this encoder can be packed, or "padded"."""
         self.layout = layout if self._packable else "padded"
-        if self._packable:
-            use_layout(self.model, layout, plain="sdpa")
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -57,8 +56,10 @@ class ContextualEncoder(nn.Module):
 
     def _forward(self, rows: list[list[int]], device: torch.device) -> Tensor:
         batch = lay_out(rows, self.layout, device=device)
-        arguments = batch.arguments if self._packable else {"attention_mask": batch.mask_BL}
-        hidden = self.model(input_ids=batch.ids, **arguments).last_hidden_state
+        if isinstance(self.model, Bert):
+            hidden = self.model(batch)
+        else:
+            hidden = self.model(input_ids=batch.ids, attention_mask=batch.mask_BL).last_hidden_state
         return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)
 
 
@@ -75,9 +76,9 @@ def mean_of_rows(flat_ND: Tensor, starts_B: Tensor, lengths: Sequence[int]) -> T
     return sums_BD / lengths_B[:, None]
 
 
-def _load(folder: Path, *, dtype: torch.dtype) -> "PreTrainedModel":
+def _mpnet(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     config = read_config(folder)
-    if config.model_type not in KINDS:
+    if config.model_type != "mpnet":
         # Others count positions or build attention in ways of their own; a wrong vector would not be noticed.
         raise UserError(
             f"{folder} holds a {config.model_type} model; a Contextual encoder must be a BERT or an MPNet model"

@@ -18,6 +18,7 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.backbone import (
     Choice,
     choose_layout,
+    load_to_encode,
     load_to_train,
     save_model,
 )
@@ -95,7 +96,9 @@ class Encoder:
         precision = choose_dtype(dtype, where)
         weights = DTYPES[precision.value]
         # Taken with the files just read: a folder may be written again while this encoder is in use.
-        encoder = cls(found, build_model(found, dtype=weights), dtype=weights, fingerprint=found.fingerprint())
+        bare = load_to_encode(found.backbone, layers=found.config.layers, dtype=weights, device=where)
+        model = build_model(found, dtype=weights, backbone=bare)
+        encoder = cls(found, model, dtype=weights, fingerprint=found.fingerprint())
         if found.lora is not None:
             merge_lora(encoder.model.backbone, found.lora)
         encoder.model.to(where).eval().requires_grad_(False)

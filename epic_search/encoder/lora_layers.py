@@ -7,7 +7,7 @@ Shapes: N tokens, I and O inputs and outputs of a linear layer, R rank.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -19,11 +19,8 @@ from epic_search.encoder.config import LORA_WEIGHTS, LoraSettings
 from epic_search.encoder.lora import PEFT_PREFIX
 from epic_search.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Path | None = None) -> None:
+def add_lora(backbone: nn.Module, settings: LoraSettings, *, folder: Path | None = None) -> None:
     """Put trainable LoRA layers into the backbone, fresh or from a folder that `save_lora` wrote."""
     inject_adapter_in_model(_peft_config(settings), backbone)
     for parameter in backbone.parameters():
@@ -38,7 +35,7 @@ def add_lora(backbone: "PreTrainedModel", settings: LoraSettings, *, folder: Pat
         set_peft_model_state_dict(backbone, saved)
 
 
-def save_lora(backbone: "PreTrainedModel", settings: LoraSettings, folder: Path, *, base: str) -> None:
+def save_lora(backbone: nn.Module, settings: LoraSettings, folder: Path, *, base: str) -> None:
     """Write the LoRA layers in peft's own format."""
     config = _peft_config(settings)
     config.base_model_name_or_path = base

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from epic_search.encoder.attention import PACKED, KeyValue
 from epic_search.encoder.backbone import load_backbone, use_layout
+from epic_search.encoder.bare import BareDecoder
 from epic_search.encoder.batching import Batch, lay_out, pack
 from epic_search.encoder.checkpoint import Checkpoint
 from epic_search.encoder.config import PROJECTORS_FILE, EncoderConfig
@@ -34,7 +35,7 @@ class EncoderModel(nn.Module):
     """Backbone, soft-token projector and, where configured, the Contextual encoder, its projector and the residual."""
 
     def __init__(
-        self, config: EncoderConfig, backbone: "PreTrainedModel", contextual: ContextualEncoder | None
+        self, config: EncoderConfig, backbone: "PreTrainedModel | BareDecoder", contextual: ContextualEncoder | None
     ) -> None:
         super().__init__()
         self.config = config
@@ -63,7 +64,10 @@ class EncoderModel(nn.Module):
     def use_layout(self, layout: str) -> None:
         """Lay texts out "packed" (end to end) or "padded" (the plain reference)."""
         self.layout = layout
-        use_layout(self.backbone, layout, plain=self._plain_attention)
+        if layout != PACKED and isinstance(self.backbone, BareDecoder):
+            self.backbone = self.backbone.in_transformers()
+        if not isinstance(self.backbone, BareDecoder):
+            use_layout(self.backbone, layout, plain=self._plain_attention)
         if self.contextual is not None:
             self.contextual.use_layout(layout)
 
@@ -169,7 +173,7 @@ def _fill(tokens: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_token_norm(backbone: "PreTrainedModel") -> float:
+def mean_token_norm(backbone: "PreTrainedModel | BareDecoder") -> float:
     """Mean norm of the backbone's token embeddings, as its layers see them."""
     embed = backbone.get_input_embeddings()
     assert isinstance(embed, nn.Embedding), type(embed)
@@ -177,7 +181,9 @@ def mean_token_norm(backbone: "PreTrainedModel") -> float:
     return float(embed(sample).float().norm(dim=-1).mean())
 
 
-def build_model(found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | None" = None) -> EncoderModel:
+def build_model(
+    found: Checkpoint, *, dtype: torch.dtype, backbone: "PreTrainedModel | BareDecoder | None" = None
+) -> EncoderModel:
     """The torch module of a checkpoint, with its projectors loaded and without its LoRA layers.
 
     The projectors stay in float32: they are small, and rounding there would reach every token. `backbone` is one that

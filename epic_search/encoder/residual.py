@@ -21,10 +21,11 @@ class Residual(nn.Module):
     def __init__(self, *, dim: int, context_width: int) -> None:
         super().__init__()
         self.context = nn.Linear(context_width, dim, bias=False)
-        nn.init.orthogonal_(self.context.weight)
         self.states = nn.Linear(dim, dim)
-        nn.init.zeros_(self.states.weight)
-        nn.init.zeros_(self.states.bias)
+        if not self.states.weight.is_meta:
+            nn.init.orthogonal_(self.context.weight)
+            nn.init.zeros_(self.states.weight)
+            nn.init.zeros_(self.states.bias)
 
     @torch.no_grad()
     def reorder(self, order_E: Tensor) -> None:

@@ -17,6 +17,7 @@ class Projector(nn.Module):
     """(..., `width_in`) unit-length vectors -> (..., `width_out`) input tokens.
 
     `kind`: "identity" (the vector itself), "rescale" (scaled to `token_norm`), "linear", or "mlp" (Linear-GELU-Linear).
+    Made on the meta device, to be read from a file, it computes no values, for which torch would import its compiler.
     """
 
     gain: Tensor
@@ -34,8 +35,9 @@ class Projector(nn.Module):
             self.net = nn.Identity()
         elif kind == "linear":
             self.net = nn.Linear(width_in, width_out)
-            nn.init.orthogonal_(self.net.weight)
-            nn.init.zeros_(self.net.bias)
+            if not self.net.weight.is_meta:
+                nn.init.orthogonal_(self.net.weight)
+                nn.init.zeros_(self.net.bias)
         else:
             assert kind == "mlp", kind
             self.net = _isometric_mlp(width_in, width_out)
@@ -55,14 +57,17 @@ class Projector(nn.Module):
 
 def _isometric_mlp(width_in: int, width_out: int) -> nn.Sequential:
     narrow = min(width_in, width_out)
+    expand, contract = nn.Linear(width_in, 2 * narrow), nn.Linear(2 * narrow, width_out)
+    net = nn.Sequential(expand, nn.GELU(), contract)
+    if expand.weight.is_meta:
+        return net
     isometry = nn.init.orthogonal_(torch.empty(width_out, width_in))
     # The rectangular factor goes where it makes the hidden layer narrow.
     first = torch.eye(width_in) if width_in <= width_out else isometry
     second = isometry if width_in <= width_out else torch.eye(width_out)
-    expand, contract = nn.Linear(width_in, 2 * narrow), nn.Linear(2 * narrow, width_out)
     with torch.no_grad():
         expand.weight.copy_(torch.cat([first, -first]))
         contract.weight.copy_(torch.cat([second, -second], dim=1))
         expand.bias.zero_()
         contract.bias.zero_()
-    return nn.Sequential(expand, nn.GELU(), contract)
+    return net

@@ -9,6 +9,7 @@ in the list.
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -54,7 +55,10 @@ CREATE TEMPORARY TABLE found (id TEXT PRIMARY KEY, passages INTEGER NOT NULL, ch
 
 
 class Contents:
-    """An open index. Raises UserError when its files are damaged or the disk is full."""
+    """An open index. Raises UserError when its files are damaged or the disk is full.
+
+    One thread may put documents in while another looks up what is there.
+    """
 
     def __init__(self, folder: Path, manifest: "Manifest", *, lock: "Lock", complete: bool = True) -> None:
         """Open what is in `folder`, or begin with nothing; puts right what a killed run left behind.
@@ -62,6 +66,7 @@ class Contents:
         With `complete=False` the store may hold more or less than is listed: to find out what, and to repair it.
         """
         self.folder = folder
+        self._one_at_a_time = threading.RLock()  # a connection has one transaction, whichever thread began it
         with self._readable():
             self._list = sqlite3.connect(folder / LIST_FILE, isolation_level=None, check_same_thread=False)
         try:
@@ -278,7 +283,8 @@ class Contents:
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
-            yield
+            with self._one_at_a_time:
+                yield
         except sqlite3.DatabaseError as error:
             code = error.sqlite_errorcode & 0xFF  # the low byte is the kind, the rest its details
             if code == sqlite3.SQLITE_FULL:

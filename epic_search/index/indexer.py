@@ -1,9 +1,14 @@
-"""A corpus into an index: read, cut, encode and store a chunk at a time; repeatable, and resumable."""
+"""A corpus into an index, a chunk at a time; repeatable, and resumable.
+
+Three stages work at once, on consecutive chunks: the caller's thread reads and cuts, so that Ctrl-C ends a wait for
+input; a second one encodes; a third one stores. A chunk is stored before the next one is, and whatever ends a run, the
+chunks that were encoded before are stored.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,14 +26,15 @@ from epic_search.index.manifest import Manifest, StoredLexical, now
 from epic_search.index.passages import CutDocument, cut, version
 from epic_search.index.place import IndexContents, Place, target_place
 from epic_search.index.prompts import new_prompt
+from epic_search.index.stage import Stage
 from epic_search.index.store.protocol import first_bad_vector
 
 if TYPE_CHECKING:
     from epic_search.encoder import Demonstration, Encoder
     from epic_search.index.store.collection import Layout
 
-CHUNK_PASSAGES = 512  # encoded and stored at once: what a killed run can lose
-CHUNK_BYTES = 16 * 2**20
+CHUNK_PASSAGES = 256  # encoded and stored at once; a killed run can lose two: one being encoded, one being stored
+CHUNK_BYTES = 8 * 2**20
 GROUP_DOCUMENTS = 256  # looked up and cut at once; a new index learns its fields from the first of them
 GROUP_BYTES = 4 * 2**20
 KEPT = {"task", "demonstrations", "demos", "demos_k", "boost"}  # by an index that is made anew
@@ -37,9 +43,9 @@ DUPLICATE_ID = "duplicate id"
 
 @dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far a run is: documents stored or found unchanged, passages encoded, bytes of the corpus.
+    """How far a run is: documents encoded or found unchanged, passages encoded, bytes of the corpus that they take.
 
-    `bytes_total` is 0 where the size is unknown (a pipe).
+    What is encoded is stored next. `bytes_total` is 0 where the size is unknown (a pipe).
     """
 
     stage: Literal["encode", "optimize"]
@@ -102,8 +108,8 @@ def index_corpus(
     not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number;
     `first_stage` one that is searched by the first so many dimensions, which the encoder must have been trained for.
     On a server, `rebuild` makes the index anew beside the old one, whose task and demonstrations it keeps and whose
-    name it takes when it is complete, and `layout` says how the server keeps a new one. Raises UserError for what a
-    user can put right; nothing stored is lost by that.
+    name it takes when it is complete, and `layout` says how the server keeps a new one. `progress` is called from
+    another thread, one call at a time. Raises UserError for what a user can put right; nothing stored is lost by that.
     """
     with (
         closing(target_place(name, home, encoder=encoder, rebuild=rebuild, layout=layout)) as place,
@@ -182,6 +188,19 @@ def _learn(manifest: Manifest, sample: list[Document], encoder: "Encoder") -> di
     return types
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Changed documents, how many unchanged ones were read with them, and how far into the corpus that was."""
+
+    documents: list[CutDocument]
+    unchanged: int
+    bytes_read: int
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for document in self.documents for text in document.texts]
+
+
 class _Run:
     """One pass over a corpus."""
 
@@ -202,13 +221,16 @@ class _Run:
         self.progress = progress or (lambda _: None)
         self.fields: set[str] = set()
         self.report = IndexReport(name=manifest.name)
-        self.bytes_done = 0
+        self.done = IndexProgress("encode", 0, 0, 0, corpus.bytes_total)
+        self.encoding = Stage(self._encode)
+        self.storing = Stage(self._store)
 
     def index(self, groups: Iterator[list[Document]], *, prune: bool, was_complete: bool) -> IndexReport:
         """Store what is new or changed, remove what is gone if `prune`, and mark the index complete."""
         report, start = self.report, time.monotonic()
-        for chunk in self._chunks(groups):
-            self._store(chunk)
+        with self.storing, self.encoding:
+            for chunk in self._chunks(groups):
+                self.encoding.give(chunk)
         # A row that could not be read may hold a document that is stored: it is not known to be gone.
         report.prune_withheld = prune and self.corpus.problems.nameless > 0
         if prune and not report.prune_withheld:
@@ -216,7 +238,7 @@ class _Run:
                 self.contents.first_sight(document_id)
             report.removed = self.contents.remove_unseen()
         if report.encoded or report.removed or not was_complete:
-            self._tell("optimize")
+            self.progress(replace(self.done, stage="optimize"))
             self.contents.optimize()
         self.manifest.status = "complete"
         self.manifest.fields = sorted(
@@ -230,24 +252,24 @@ class _Run:
         report.seconds = time.monotonic() - start
         return report
 
-    def _chunks(self, groups: Iterator[list[Document]]) -> Iterator[list[CutDocument]]:
-        """Changed documents, cut, about CHUNK_PASSAGES passages at a time."""
-        chunk: list[CutDocument] = []
+    def _chunks(self, groups: Iterator[list[Document]]) -> Iterator[_Chunk]:
+        """Changed documents, cut, about CHUNK_PASSAGES passages at a time; and how far reading is where none are."""
+        documents: list[CutDocument] = []
+        unchanged = 0
         try:
             for group in groups:
-                chunk += cut(self._changed(group), self.encoder)
-                if _is_full(chunk):
-                    yield chunk
-                    chunk = []
-                elif not chunk:
-                    self.bytes_done = self.corpus.bytes_read
-                    self._tell("encode")
+                known = self.report.unchanged
+                documents += cut(self._changed(group), self.encoder)
+                unchanged += self.report.unchanged - known
+                if _is_full(documents) or not documents:
+                    yield _Chunk(documents, unchanged, self.corpus.bytes_read)
+                    documents, unchanged = [], 0
         except UserError:  # reading ended early: what came before is stored, then the error goes on
-            if chunk:
-                yield chunk
+            if documents:
+                yield _Chunk(documents, unchanged, self.corpus.bytes_read)
             raise
-        if chunk:
-            yield chunk
+        if documents:
+            yield _Chunk(documents, unchanged, self.corpus.bytes_read)
 
     def _changed(self, group: list[Document]) -> list[Document]:
         # Of two documents with one id the first wins: a stream does not know what is to come, and a second
@@ -279,25 +301,32 @@ class _Run:
                 return False
         return True
 
-    def _store(self, chunk: list[CutDocument]) -> None:
-        texts = [text for document in chunk for text in document.texts]
-        span = self.corpus.bytes_read - self.bytes_done
-        encoded = 0
+    def _encode(self, chunk: _Chunk) -> None:
+        """The second stage: gives what it made to the third."""
+        texts, before, encoded = chunk.texts, self.done, 0
 
         def more(passages: int) -> None:
             nonlocal encoded
+            if self.encoding.stopping:
+                raise KeyboardInterrupt
             encoded += passages
-            part = encoded / len(texts)
-            self._tell("encode", documents=int(len(chunk) * part), passages=encoded, bytes_read=int(span * part))
+            self._tell(before, chunk, encoded / len(texts))
 
-        ids = [ids for document in chunk for ids in document.ids]
+        if not texts:
+            self._tell(before, chunk, 1.0)
+            return
+        ids = [ids for document in chunk.documents for ids in document.ids]
         vectors_PE = self.encoder.encode_passages(texts, ids=ids, progress=more)
-        self._require_sound(chunk, vectors_PE)
-        replaced = self.contents.put(chunk, vectors_PE)
+        self._require_sound(chunk.documents, vectors_PE)
+        self.storing.give((chunk.documents, vectors_PE))
+
+    def _store(self, encoded: tuple[list[CutDocument], np.ndarray]) -> None:
+        """The third stage."""
+        documents, vectors_PE = encoded
+        replaced = self.contents.put(documents, vectors_PE)
         self.report.changed += replaced
-        self.report.added += len(chunk) - replaced
-        self.report.encoded += len(texts)
-        self.bytes_done += span
+        self.report.added += len(documents) - replaced
+        self.report.encoded += len(vectors_PE)
         self._save_manifest()
 
     def _require_sound(self, chunk: list[CutDocument], vectors_PE: np.ndarray) -> None:
@@ -315,25 +344,16 @@ class _Run:
         self.manifest.documents, self.manifest.passages = self.contents.documents, self.contents.passages
         self.place.save(self.manifest)
 
-    def _tell(
-        self,
-        stage: Literal["encode", "optimize"],
-        *,
-        documents: int = 0,
-        passages: int = 0,
-        bytes_read: int = 0,
-    ) -> None:
-        """Report what is done, plus what the chunk under way has come to."""
-        report = self.report
-        self.progress(
-            IndexProgress(
-                stage,
-                documents=report.added + report.changed + report.unchanged + documents,
-                passages=report.encoded + passages,
-                bytes_done=self.bytes_done + bytes_read,
-                bytes_total=self.corpus.bytes_total,
-            )
+    def _tell(self, before: IndexProgress, chunk: _Chunk, part: float) -> None:
+        """Report what was done before a chunk, and this part of it."""
+        passages = sum(len(document.texts) for document in chunk.documents)
+        self.done = replace(
+            before,
+            documents=before.documents + chunk.unchanged + int(len(chunk.documents) * part),
+            passages=before.passages + int(passages * part),
+            bytes_done=before.bytes_done + int((chunk.bytes_read - before.bytes_done) * part),
         )
+        self.progress(self.done)
 
 
 def _is_full(chunk: list[CutDocument]) -> bool:

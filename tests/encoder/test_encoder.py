@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from epic_search.encoder import Demonstration, Encoder
-from epic_search.encoder.attention import Packing
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
 
@@ -224,10 +223,10 @@ def test_mean_pooling_takes_the_texts_own_tokens(tiny_config: EncoderConfig, tmp
     encoder = Encoder.load(saved(variants(tiny_config)["no contextual, mean, linear"], tmp_path / "e"), dtype="float32")
     row = encoder.template.query(task="a task", demonstrations=0).row(encoder.token_ids(["abc"])[0])
     assert row.stop - row.start == 3
-    packing = Packing([len(row)], torch.device("cpu"))
-    hidden = encoder.model.backbone(torch.tensor([row.ids]), use_cache=False, packing=packing).last_hidden_state[0]
-    expected = torch.nn.functional.normalize(hidden[row.start : row.stop].mean(dim=0), dim=0)
     vector_E = encoder.encode_queries(["abc"], prompt=encoder.prompt(task="a task"))[0]
+    encoder.model.use_layout("padded")
+    hidden = encoder.model.backbone(torch.tensor([row.ids]), use_cache=False).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(hidden[row.start : row.stop].mean(dim=0), dim=0)
     np.testing.assert_allclose(vector_E, expected.numpy(), atol=1e-5)
     assert np.isfinite(encoder.encode_passages([""])).all()
 

@@ -123,7 +123,7 @@ def outcome(case: Case, config: EncoderConfig) -> Outcome:
     encoder.model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     if encoder.model.contextual is not None:
         encoder.model.contextual.model.register_forward_pre_hook(
-            lambda _, inputs, named: contextual_tokens.append(named["input_ids"].numel()), with_kwargs=True
+            lambda _, inputs: contextual_tokens.append(inputs[0].ids.numel())
         )
 
     pairs = [
