@@ -43,7 +43,7 @@ def test_items_make_up_the_score(kind: Kind, data: Data, evaluate: Evaluate, out
     assert evaluate(folder_task(data(kind), kind=kind)).states == ["done"]
     [result] = read_results(out)
     items = result.items
-    assert items is not None and 0 < result.score < 1
+    assert items is not None and 0 < abs(result.score) < 1  # of an encoder that nobody trained
     assert (items.metric, items.form, len(items.ids)) == FORMS[kind]
     assert score_of(items) == pytest.approx(result.score, abs=1e-5)  # mteb rounds some scores to five digits
 

@@ -76,9 +76,13 @@ def test_unsound_query_vector(searcher, encoder, monkeypatch):
 def test_stored_prompt_is_used_without_encoding_it_again(corpus, encoder, home, monkeypatch):
     demonstrations = [Demonstration(query="anything", passage="word42 word42")]
     index_corpus(corpus(100), name="test", encoder=encoder, home=home, demonstrations=demonstrations)
+    prompt, shown = encoder.prompt, []
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "prompt", None)
+        patch.setattr(
+            encoder, "prompt", lambda **asked: shown.extend(asked.get("demonstrations", ())) or prompt(**asked)
+        )
         searcher = Searcher.open("test", home=home, encoder=encoder)
+    assert not shown
     with searcher:
         assert {hit.id for hit in searcher.search(["word7"], k=2, mode="dense")[0]} == {"d7", "d42"}
         plain = searcher.search(["word7"], k=2, mode="dense", prompt=encoder.prompt())[0]
