@@ -22,8 +22,9 @@ SAME = 0.999  # cosine of a query and itself, encoded in another batch
 SLOPE = 0.05  # the cosine over which a pair's weight falls to a part
 REACH = 0.75  # where nothing is known: the cosine at which a pair weighs half as much as the query's own
 REACHES = (0.9, 0.85, 0.8, REACH, 0.7, 0.65, 0.6, 0.5)
-# How much better than REACH another must be, in reciprocal ranks of the pairs, together.
-EVIDENCE = 0.5
+# How much better than REACH another must be, in reciprocal ranks of the pairs, together: more than what one pair loses
+# that falls from first to second place.
+EVIDENCE = 0.51
 
 
 def weights(similarities_K: np.ndarray, *, reach: float) -> np.ndarray:

@@ -29,6 +29,18 @@ def test_far_where_neighbours_share_their_answer_and_not_where_each_has_its_own(
     assert chosen_reach(*pairs(8, 6, shared=False)) > REACH
 
 
+def test_one_pair_that_falls_to_second_place_does_not_take_the_reach_from_all_others() -> None:
+    """Pairs that all have answers of their own cannot speak for a far reach; one of them is not enough against it."""
+    passages_KE = np.eye(12, dtype=np.float32)
+    queries_KE = passages_KE.copy()
+    queries_KE[0] = unit(queries_KE[0] + 0.9 * queries_KE[1])  # its cosine to the second query is 0.67
+    answers = [str(number) for number in range(12)]
+    similarities_K = np.sort(np.delete(queries_KE @ queries_KE[0], 0))[::-1]
+    fallen_E = moved(queries_KE[0], weights(similarities_K, reach=REACH), passages_KE[1:], boost=1.0)
+    assert (passages_KE @ fallen_E).argsort()[::-1][:2].tolist() == [1, 0]
+    assert chosen_reach(queries_KE, passages_KE, answers) == REACH
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_evidence_the_default(count: int) -> None:
     queries_KE, passages_KE, answers = pairs(1, 1, shared=True)
