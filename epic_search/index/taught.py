@@ -249,6 +249,9 @@ class Taught:
             for pair, version in zip(made, versions, strict=True)
         ]
         self._reach = None
+        self._stale |= {
+            point.id for point in points if point.payload["document"] is not None and point.payload["version"] is None
+        }
         store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE}, only_known=only_known)
         store.flush()
         return made
