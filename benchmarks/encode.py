@@ -45,7 +45,7 @@ from training import without_chat
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder.backbone import load_backbone, save_model
 from epic_search.encoder.batching import batches, token_budget
-from epic_search.encoder.encoder import DTYPES, Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.tokenizer import load_tokenizer
 
 LONGEST = 510  # and BOS and EOS

@@ -27,7 +27,7 @@ import typer
 from rounds import facts, spread, take_turns, texts_of
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
-from epic_search.encoder.encoder import Device, Dtype
+from epic_search.encoder.device import Device, Dtype
 from epic_search.encoder.prefix import Around, Prefixes
 from epic_search.encoder.tokenizer import load_tokenizer
 

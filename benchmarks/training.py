@@ -37,7 +37,7 @@ from training_runs import Job, Measured, Peer, batches_of, measure
 
 from epic_search.encoder import weights
 from epic_search.encoder.backbone import load_backbone, save_model
-from epic_search.encoder.encoder import DTYPES, choose_device, choose_dtype
+from epic_search.encoder.device import DTYPES, choose_device, choose_dtype
 from epic_search.encoder.tokenizer import load_tokenizer, spans, token_ids
 from epic_search.evaluation.job import machine
 from epic_search.training.pairs import load_pairs

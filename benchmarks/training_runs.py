@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from safetensors.numpy import load_file
 
-from epic_search.encoder.encoder import DTYPES
+from epic_search.encoder.device import DTYPES
 from epic_search.encoder.prompt import INSTRUCTION, QUERY, RESPONSE
 from epic_search.training.mixture import Mixture
 from epic_search.training.pairs import TrainBatch

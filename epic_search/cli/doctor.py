@@ -18,7 +18,7 @@ from epic_search.cli.completion import complete_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.encoder.device import Device, Dtype
 
 EXIT_PROBLEMS = 1
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
@@ -206,7 +206,7 @@ def _torch(device: "Device") -> Iterator[Finding]:
     with console.working("loading torch"):
         import torch
 
-        from epic_search.encoder.encoder import choose_device
+        from epic_search.encoder.device import choose_device
     threads, cores = torch.get_num_threads(), _cores()
     if threads == cores:
         yield Finding("torch", torch.__version__, f"{threads} threads")
@@ -231,7 +231,7 @@ def _encoder(reference: str, *, device: "Device", dtype: "Dtype") -> Iterator[Fi
     with console.working(f"loading the encoder {reference}"):
         from epic_search.encoder import Encoder
         from epic_search.encoder.backbone import choose_layout
-        from epic_search.encoder.encoder import choose_dtype
+        from epic_search.encoder.device import choose_dtype
 
         try:
             start = time.monotonic()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from epic_search.encoder import Demonstration, Encoder
-    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.encoder.device import Device, Dtype
     from epic_search.index import Corpus, IndexProgress, IndexReport
     from epic_search.index.filters import FieldType
     from epic_search.index.folder import Home

@@ -11,7 +11,7 @@ from epic_search.cli import console, options
 from epic_search.cli.home import there
 
 if TYPE_CHECKING:
-    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.encoder.device import Device, Dtype
     from epic_search.index.folder import Home
     from epic_search.index.repair import Repair
 

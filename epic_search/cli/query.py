@@ -19,7 +19,7 @@ from epic_search.cli.index import load_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
-    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.encoder.device import Device, Dtype
     from epic_search.index.answer import Answer as Found
     from epic_search.index.answer import Facets, Question
     from epic_search.index.folder import Home

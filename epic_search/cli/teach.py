@@ -17,7 +17,7 @@ from epic_search.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from epic_search.encoder.encoder import Device, Dtype
+    from epic_search.encoder.device import Device, Dtype
     from epic_search.index import Searcher
     from epic_search.index.folder import Home
     from epic_search.index.taught_pair import TaughtPair

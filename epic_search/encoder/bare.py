@@ -75,12 +75,12 @@ class Bare(nn.Module):
 class BareDecoder(Bare):
     """The weights of a Llama-like decoder, without its language-model head."""
 
-    def __init__(self, folder: Path, config: SimpleNamespace, *, dtype: torch.dtype, names: set[str]) -> None:
-        """On the meta device. `names`: of the folder's tensors, which say where there is a bias or a norm of heads."""
+    def __init__(self, folder: Path, config: SimpleNamespace, *, dtype: torch.dtype) -> None:
+        """On the meta device."""
         super().__init__(folder, config)
         with torch.device("meta"):
             self.embed_tokens = embedding(config.vocab_size, config.hidden_size, dtype=dtype)
-            self.layers = nn.ModuleList(_Layer(config, dtype, names) for _ in range(config.num_hidden_layers))
+            self.layers = nn.ModuleList(_Layer(config, dtype) for _ in range(config.num_hidden_layers))
             self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.rotary_emb = Rotary(config.head_dim, base=config.rope_theta)
 
@@ -93,8 +93,9 @@ class _Layer(nn.Module):
     self_attn: Any
     mlp: Any
 
-    def __init__(self, config: SimpleNamespace, dtype: torch.dtype, names: set[str]) -> None:
+    def __init__(self, config: SimpleNamespace, dtype: torch.dtype) -> None:
         super().__init__()
+        kind, has_bias = config.model_type, config.model_type in ("llama", "qwen3") and config.attention_bias
         width, heads, groups, head = (
             config.hidden_size,
             config.num_attention_heads,
@@ -102,24 +103,25 @@ class _Layer(nn.Module):
             config.head_dim,
         )
 
-        def linear(name: str, wide: int, out: int) -> nn.Linear:
-            return nn.Linear(wide, out, bias=f"layers.0.{name}.bias" in names, dtype=dtype)
+        def linear(wide: int, out: int, *, bias: bool) -> nn.Linear:
+            return nn.Linear(wide, out, bias=bias, dtype=dtype)
 
         def norm(wide: int) -> nn.RMSNorm:
             return nn.RMSNorm(wide, eps=config.rms_norm_eps, dtype=dtype)
 
         self.self_attn, self.mlp = nn.Module(), nn.Module()
         self.self_attn.head_dim, self.self_attn.scaling = head, head**-0.5
-        self.self_attn.q_proj = linear("self_attn.q_proj", width, heads * head)
-        self.self_attn.k_proj = linear("self_attn.k_proj", width, groups * head)
-        self.self_attn.v_proj = linear("self_attn.v_proj", width, groups * head)
-        self.self_attn.o_proj = linear("self_attn.o_proj", heads * head, width)
-        if "layers.0.self_attn.q_norm.weight" in names:
+        self.self_attn.q_proj = linear(width, heads * head, bias=has_bias or kind == "qwen2")
+        self.self_attn.k_proj = linear(width, groups * head, bias=has_bias or kind == "qwen2")
+        self.self_attn.v_proj = linear(width, groups * head, bias=has_bias or kind == "qwen2")
+        self.self_attn.o_proj = linear(heads * head, width, bias=has_bias)
+        if kind == "qwen3":
             self.self_attn.q_norm, self.self_attn.k_norm = norm(head), norm(head)
+        has_bias = kind == "llama" and config.mlp_bias
         self.mlp.act_fn = F.silu
-        self.mlp.gate_proj = linear("mlp.gate_proj", width, config.intermediate_size)
-        self.mlp.up_proj = linear("mlp.up_proj", width, config.intermediate_size)
-        self.mlp.down_proj = linear("mlp.down_proj", config.intermediate_size, width)
+        self.mlp.gate_proj = linear(width, config.intermediate_size, bias=has_bias)
+        self.mlp.up_proj = linear(width, config.intermediate_size, bias=has_bias)
+        self.mlp.down_proj = linear(config.intermediate_size, width, bias=has_bias)
         self.input_layernorm, self.post_attention_layernorm = norm(width), norm(width)
 
 
@@ -144,15 +146,12 @@ def embedding(rows: int, width: int, *, dtype: torch.dtype) -> nn.Embedding:
 
 
 def bare_decoder(folder: Path, *, layers: int | None, dtype: torch.dtype) -> BareDecoder | None:
-    """The decoder of a folder on the meta device, or None where it is not one that can be read without transformers.
-
-    Raises ValueError where the weights cannot be read.
-    """
+    """The decoder of a folder on the meta device, or None where it is not one that can be read without transformers."""
     config = decoder_config(folder)
     if config is None or (layers or 0) > config.num_hidden_layers:
         return None
     config.num_hidden_layers = layers or config.num_hidden_layers
-    return BareDecoder(folder, config, dtype=dtype, names={plain(name) for name in files_of(folder)})
+    return BareDecoder(folder, config, dtype=dtype)
 
 
 def decoder_config(folder: Path) -> SimpleNamespace | None:
@@ -160,12 +159,14 @@ def decoder_config(folder: Path) -> SimpleNamespace | None:
     raw = raw_config(folder)
     if raw.get("model_type") not in DECODERS or any(raw.get(name) is None for name in REQUIRED):
         return None
-    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
+    # Of two spellings transformers reads the older one.
+    rope = {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or raw.get("rope_parameters") or {})}
     slides = raw.get("use_sliding_window") if raw["model_type"].startswith("qwen") else raw.get("sliding_window", True)
     if raw["model_type"] == "llama":
         slides = False
     if (
         slides
+        or "bos_token_id" not in raw  # null says that there is none
         or rope.get("rope_theta") is None
         or rope.get("rope_type", rope.get("type", "default")) != "default"
         or raw.get("hidden_act") != "silu"
@@ -175,6 +176,8 @@ def decoder_config(folder: Path) -> SimpleNamespace | None:
         return None
     known = {
         "bos_token_id": None,
+        "attention_bias": False,
+        "mlp_bias": False,
         "sliding_window": None,
         "head_dim": raw["hidden_size"] // raw["num_attention_heads"],
         **{name: value for name, value in raw.items() if value is not None},
@@ -196,12 +199,13 @@ def files_of(folder: Path) -> dict[str, Path]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        if (folder / FILE_LIST).is_file():
+        # Where both are, transformers reads the single file.
+        if (folder / FILE_LIST).is_file() and not (folder / SINGLE_FILE).is_file():
             listed = json.loads((folder / FILE_LIST).read_text(encoding="utf-8"))["weight_map"]
             return {name: folder / file for name, file in listed.items()}
         with safe_open(folder / SINGLE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
-    except (OSError, SafetensorError) as error:
+    except (OSError, LookupError, SafetensorError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,16 +14,11 @@ import torch
 from torch import Tensor
 
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.backbone import (
-    Choice,
-    choose_layout,
-    load_to_encode,
-    load_to_train,
-    save_model,
-)
+from epic_search.encoder.backbone import choose_layout, load_to_encode, load_to_train, save_model
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
+from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.matryoshka import prepare_training, truncate
 from epic_search.encoder.model import EncoderModel, build_model
@@ -33,11 +27,6 @@ from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, 
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
 from epic_search.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "float32", "bfloat16"]
 Progress = Callable[[int], None]
 
 CHUNK = 8192  # texts tokenised at a time: bounds memory on long inputs and still leaves much to sort
@@ -372,31 +361,6 @@ class Encoder:
 
     def _no_slots(self) -> Tensor:
         return torch.empty(0, self.model.dim, device=self.device)
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def choose_device(device: Device) -> torch.device:
-    """The GPU where there is one, unless told otherwise; raises UserError for a device that is not there."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device '{device}' is not one of auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device 'cuda' was asked for, but torch sees no GPU; use auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
-    """bfloat16 where the hardware multiplies it fast, else float32; raises UserError for any other name."""
-    if dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype '{dtype}' is not one of auto, {', '.join(DTYPES)}")
-    if dtype != "auto":
-        return Choice(dtype, "asked for")
-    if device.type == "cuda":
-        return Choice("bfloat16", "a GPU multiplies bfloat16 several times faster")
-    if torch.cpu._is_amx_tile_supported():
-        return Choice("bfloat16", "this processor has AMX tiles for bfloat16")
-    return Choice("float32", "this processor has no fast bfloat16")
 
 
 def _first_id(ids: int | list[int] | None) -> int | None:

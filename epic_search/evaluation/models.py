@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.encoder import Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.device import Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import ClassDemonstrations, Pool, make_prompt

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from epic_search.index.contents import Contents
     from epic_search.index.server_contents import ServerContents
 
-PAGE = 512  # passages read from the store at once
+PAGE = 512  # points read from the store at once
 
 Progress = Callable[[int, int], None]  # passages read, passages there should be
 

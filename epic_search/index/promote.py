@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from epic_search.errors import UserError
+from epic_search.index.audit import pages_of
 from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.folder import existing_index, make_folder, target_folder
@@ -27,7 +28,6 @@ from epic_search.index.taught import QUERY
 from epic_search.index.taught_folder import TaughtFolder
 from epic_search.index.taught_place import TaughtPlace
 
-PAGE_POINTS = 256
 CHECKED_POINTS = 200
 ANY = Schema({})  # of a store that is only read from end to end
 NO_TERMS = Sparse(np.empty(0, np.uint32), np.empty(0, np.float32))
@@ -144,7 +144,7 @@ def _copy_taught(source: TaughtPlace, target: TaughtPlace) -> int:
         return 0
     with closing(pairs):
         store, sent = None, list[str]()
-        for page in pages(pairs):
+        for page in pages_of(pairs):
             if not page:
                 break
             if store is None:
@@ -169,7 +169,7 @@ def _send(contents: Contents, store: ServerStore, progress: Progress | None) -> 
     """
     sent = done = 0
     sample: list[StoredPoint] = []
-    for page in pages(contents.store):
+    for page in pages_of(contents.store):
         sample += _some(page, contents.passages)
         known = store.having([stored.point.id for stored in page])
         fresh = [stored for stored in page if stored.point.id not in known]
@@ -195,7 +195,7 @@ def _fetch(
     done: dict[tuple[str, str, int], tuple[int, int]] = {}
     sample: list[StoredPoint] = []
     read = 0
-    for page in pages(there.store):
+    for page in pages_of(there.store):
         sample += _some(page, there.passages)
         rows = []
         for stored in page:
@@ -230,16 +230,6 @@ def _fetch(
 def _some(page: Sequence[StoredPoint], of: int) -> list[StoredPoint]:
     """A random part of a page, so large that about CHECKED_POINTS come together from `of` points."""
     return [stored for stored in page if random.random() * of < CHECKED_POINTS]
-
-
-def pages(store: VectorStore) -> Iterator[list[StoredPoint]]:
-    """All points of a store."""
-    start: str | None = None
-    while True:
-        page = store.scroll(limit=PAGE_POINTS, start=start)
-        yield page.points
-        if (start := page.next) is None:
-            return
 
 
 def _put(store: VectorStore, rows: Sequence[tuple[Point, StoredPoint]]) -> None:

@@ -40,7 +40,8 @@ def rank(
 ) -> list[list[Match]]:
     """For each query the first `need` best matches of different keys, best first; fewer where there are no more.
 
-    `passages`: how many the store holds. `fields`: what matches carry of their payload; `id` must be among it.
+    `passages`: how many the store holds, or held a moment ago. `fields`: what matches carry of their payload; `id` must
+    be among it.
     """
     rankings = [_Ranking(query) for query in queries]
     is_fused = any(query.dense_E is not None and query.sparse is not None for query in queries)
@@ -51,6 +52,8 @@ def rank(
         limit = min(limit, most + 1)  # one more than there can be tells that there are no more
         asked = [ranking.query for ranking in unfinished]
         found = store.search(asked, limit=limit, filter=filter, fields=fields, fusion=fusion)
+        if max(map(len, found)) > passages:
+            passages *= DEEPER  # more were stored since they were counted
         for ranking, matches in zip(unfinished, found, strict=True):
             are_all = len(matches) < limit
             settled = matches if are_all else [match for match in matches if match.score > matches[-1].score]

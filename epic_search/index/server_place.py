@@ -2,21 +2,19 @@
 
 A new generation is made beside the old one and takes the alias in one step when it is whole: queries get answers
 meanwhile, and never a mixture. A reader keeps to the generation it opened; when that is deleted it goes on with the
-one that followed, if the same encoder made it. How what is taught is used (see ways.py) has a key of its own in the
-metadata: it may be set while a run that holds the manifest goes on.
+one that followed, if the same encoder made it.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from epic_search import __version__
 from epic_search.errors import UserError
 from epic_search.index.folder import IndexInfo, check_name
 from epic_search.index.lexical import Lexical
-from epic_search.index.manifest import Manifest, now
+from epic_search.index.manifest import Manifest
 from epic_search.index.prompts import encode_prompt, note_prompt
+from epic_search.index.server_collections import GENERATION, Collections, as_metadata, is_generation, number_of
 from epic_search.index.server_contents import FIELDS, ServerContents
 from epic_search.index.server_taught import TAUGHT, TaughtCollection, taught_collections
 from epic_search.index.store.collection import Layout, create_collection
@@ -29,93 +27,6 @@ if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
     from epic_search.index.lock import Lock
     from epic_search.index.place import IndexContents
-
-METADATA_KEY = "epic_search"
-WAYS_KEY = "epic_search_ways"
-WAYS = {"demos", "demos_k", "boost"}  # of a manifest
-GENERATION = re.compile(r"(?P<name>.+)--(?P<number>[1-9][0-9]{0,8})")
-
-
-class Collections:
-    """The indexes of a server, as its collections and aliases tell."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def names(self) -> list[str]:
-        """The names of the indexes."""
-        return sorted(alias for alias, collection in self.aliases().items() if _is_generation(collection, alias))
-
-    def aliases(self) -> dict[str, str]:
-        """The collection behind each alias."""
-        answer = self.connection(lambda client: client.get_aliases())
-        return {alias.alias_name: alias.collection_name for alias in answer.aliases}
-
-    def all(self) -> list[str]:
-        """The names of all collections."""
-        return [one.name for one in self.connection(lambda client: client.get_collections()).collections]
-
-    def generations(self, name: str) -> list[str]:
-        """The collections NAME--GENERATION, oldest first."""
-        return sorted((one for one in self.all() if _is_generation(one, name)), key=_number)
-
-    def manifest(self, collection: str) -> Manifest | None:
-        """The manifest that a collection carries; None where it carries none, or is gone."""
-        metadata = self.metadata(collection)
-        content = metadata.get(METADATA_KEY)
-        if isinstance(content, dict):
-            content = content | metadata.get(WAYS_KEY, {})
-        where = f"the metadata of collection '{collection}' at {self.connection.server}"
-        return None if content is None else Manifest.parse(content, where)
-
-    def drop(self, collection: str) -> None:
-        """Delete a collection."""
-        self.connection(lambda client: client.delete_collection(collection))
-
-    def is_ours(self, collection: str) -> bool:
-        """Whether a collection carries a manifest, readable or not."""
-        return METADATA_KEY in self.metadata(collection)
-
-    def metadata(self, collection: str) -> dict[str, Any]:
-        """What a collection carries beside its points; nothing where it is gone."""
-        try:
-            info = self.connection(lambda client: client.get_collection(collection))
-        except ServerError as error:
-            if error.failure.kind == "missing":
-                return {}
-            raise
-        return info.config.metadata or {}
-
-    def save(self, collection: str, manifest: Manifest) -> None:
-        """Put a manifest into a collection's metadata, except what `save_ways` does."""
-        manifest.updated, manifest.epic_search = now(), __version__
-        metadata = {METADATA_KEY: as_metadata(manifest)[METADATA_KEY]}
-        self.connection(lambda client: client.update_collection(collection, metadata=metadata))
-
-    def save_ways(self, collection: str, manifest: Manifest) -> None:
-        """Put how an index uses what it was taught into a collection's metadata."""
-        metadata = {WAYS_KEY: as_metadata(manifest)[WAYS_KEY]}
-        self.connection(lambda client: client.update_collection(collection, metadata=metadata))
-
-    def swap(self, name: str, collection: str) -> None:
-        """Let the alias point to a collection, in one step."""
-        from qdrant_client import models
-
-        changes: list[Any] = []
-        if name in self.aliases():
-            changes.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name)))
-        alias = models.CreateAlias(collection_name=collection, alias_name=name)
-        changes.append(models.CreateAliasOperation(create_alias=alias))
-        self.connection(lambda client: client.update_collection_aliases(changes))
-
-    def delete(self, name: str, *, keep: str | None = None) -> None:
-        """Delete the generations of an index except one, or all with what it was taught; what is not ours stays."""
-        for collection in self.generations(name):
-            if collection != keep and self.is_ours(collection):
-                self.drop(collection)
-        if keep is None:
-            for collection in taught_collections(name, self):
-                self.drop(collection)
 
 
 class ServerPlace:
@@ -200,7 +111,7 @@ class ServerPlace:
                 self._collections.delete(self.name, keep=self._collection)
 
     def _create(self, manifest: Manifest) -> str:
-        numbers = [_number(one) for one in self._collections.generations(self.name)]
+        numbers = [number_of(one) for one in self._collections.generations(self.name)]
         collection = f"{self.name}--{max(numbers, default=0) + 1}"
         metadata = as_metadata(manifest)
         create_collection(
@@ -258,7 +169,8 @@ class ServerPlace:
                     taught.adopt(points_of(ServerStore(self._connection, collection, schema=Schema({}))))
                     self._collections.drop(collection)
         except ServerError as error:
-            if error.failure.kind != "key":  # who may only read leaves that to others
+            # Who may only read leaves that to others; and one of them may have just done it.
+            if error.failure.kind not in ("key", "missing"):
                 taught.close()
                 raise
         except BaseException:
@@ -308,7 +220,7 @@ def existing_collection(name: str, server: Server) -> ServerPlace:
     with ExitStack() as opening:
         collections = Collections(opening.enter_context(Connection(server)))
         current = collections.aliases().get(name)
-        if current is None or not _is_generation(current, name):
+        if current is None or not is_generation(current, name):
             others = ", ".join(collections.names()) or "none yet"
             raise UserError(
                 f"no index '{name}' on the Qdrant server at {server} (there: {others}); "
@@ -338,7 +250,7 @@ def target_collection(
     with ExitStack() as opening:
         collections = Collections(opening.enter_context(Connection(server)))
         current = collections.aliases().get(name)
-        if (current is not None and not _is_generation(current, name)) or name in collections.all():
+        if (current is not None and not is_generation(current, name)) or name in collections.all():
             raise UserError(
                 f"the Qdrant server at {server} has a collection '{name}' that is not ours; choose another --name"
             )
@@ -387,20 +299,3 @@ def _info(name: str, collection: str, collections: Collections) -> IndexInfo | N
         updated=manifest.updated,
         cut_to=manifest.cut_to,
     )
-
-
-def as_metadata(manifest: Manifest) -> dict[str, Any]:
-    """The metadata of a collection; null would remove a key, so what is None is left out."""
-    content = manifest.model_dump(mode="json", exclude_none=True, exclude=WAYS)
-    return {METADATA_KEY: content, WAYS_KEY: manifest.model_dump(mode="json", exclude_none=True, include=WAYS)}
-
-
-def _is_generation(collection: str, name: str) -> bool:
-    match = GENERATION.fullmatch(collection)
-    return match is not None and match["name"] == name
-
-
-def _number(collection: str) -> int:
-    match = GENERATION.fullmatch(collection)
-    assert match is not None, collection
-    return int(match["number"])

@@ -15,7 +15,7 @@ from epic_search.index.store.server import ServerStore
 
 if TYPE_CHECKING:
     from epic_search.index.manifest import Manifest
-    from epic_search.index.server_place import Collections
+    from epic_search.index.server_collections import Collections
     from epic_search.index.store.protocol import Schema
 
 DIGITS = 16  # of the fingerprint

@@ -9,6 +9,7 @@ not used.
 Shapes: Q queries, K pairs, P passages of a document, E dimensions of a whole vector.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -64,21 +65,22 @@ class Taught:
         self._reach: float | None = None
         self._stale: set[str] = set()
         self._opened: VectorStore | None = None
-        try:
-            _ = self._store
-        except BaseException:
-            self.close()
-            raise
+        self._opening = threading.RLock()  # a second engine cannot open the files of a folder
+        _ = self._store
 
     @property
     def _store(self) -> "VectorStore | None":
         """The pairs; looked for until there are some, which another machine may have taught."""
-        if self._opened is None:
-            self._opened = self._place.open(self._schema())
-            if self._opened is not None:
-                self._manifest.taught = self._opened.count()
-                self._follow(self._opened)
-        return self._opened
+        with self._opening:
+            if self._opened is None and (store := self._place.open(self._schema())) is not None:
+                try:
+                    self._manifest.taught = store.count()
+                    self._follow(store)
+                except BaseException:
+                    store.close()
+                    raise
+                self._opened = store
+            return self._opened
 
     def __len__(self) -> int:
         """How many pairs can be used."""
@@ -127,9 +129,10 @@ class Taught:
             self._add(pairs[first : first + PAGE])
 
     def _add(self, pairs: Sequence[TaughtPair]) -> list[TaughtPair]:
-        store = self._store
-        if store is None:
-            store = self._opened = self._place.create(self._schema())
+        with self._opening:
+            store = self._store
+            if store is None:
+                store = self._opened = self._place.create(self._schema())
         made = self._put(store, pairs)
         self._manifest.taught = store.count()
         self._place.note(self._manifest)
@@ -249,6 +252,9 @@ class Taught:
             for pair, version in zip(made, versions, strict=True)
         ]
         self._reach = None
+        self._stale |= {
+            point.id for point in points if point.payload["document"] is not None and point.payload["version"] is None
+        }
         store.upsert(points, {QUERY: queries_KE, PASSAGE: passages_KE}, only_known=only_known)
         store.flush()
         return made

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from epic_search.encoder.encoder import Device, choose_device
+from epic_search.encoder.device import Device, choose_device
 from epic_search.errors import UserError
 
 PATIENCE = timedelta(hours=2)  # for what the first process does alone: measuring and writing

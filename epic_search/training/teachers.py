@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from epic_search.encoder import Encoder, weights
-from epic_search.encoder.encoder import Device, Progress, choose_device, choose_dtype
+from epic_search.encoder.device import Device, choose_device, choose_dtype
+from epic_search.encoder.encoder import Progress
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:

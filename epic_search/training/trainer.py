@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.config import EncoderConfig
-from epic_search.encoder.encoder import DTYPES, Device, Encoder, choose_device, choose_dtype
+from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dtype
+from epic_search.encoder.encoder import Encoder
 from epic_search.errors import UserError
 from epic_search.training.average import MovingAverage
 from epic_search.training.dev_meter import DevMeter, evaluation_mode

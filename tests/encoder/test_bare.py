@@ -96,7 +96,9 @@ def test_decoder_has_the_weights_that_transformers_reads(tiny_backbone_folder: P
         ({"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}, False),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}, False),
         ({"rope_parameters": None, "rope_theta": None}, False),
+        ({"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, False),
         ({"num_key_value_heads": None}, False),
+        ({"bos_token_id": None}, False),
         ({"hidden_act": "gelu"}, False),
     ],
 )
@@ -111,6 +113,48 @@ def test_what_is_not_spelt_out_or_not_plain_goes_through_transformers(
     vectors_NE = encoder.encode_passages(["a", "some more words in it"])
     encoder.model.use_layout("padded")
     np.testing.assert_allclose(vectors_NE, encoder.encode_passages(["a", "some more words in it"]), atol=1e-5)
+
+
+def test_what_a_text_begins_with_where_the_configuration_does_not_say(
+    tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    """It is Llama's own first token then, and none where it says null."""
+    folder = edited(tiny_backbone_folder, tmp_path / "llama", bos_token_id=None)
+    assert Encoder.load(folder, device="cpu", dtype="float32").template.passage.head[0] == 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": None}))
+    encoder = Encoder.load(folder, device="cpu", dtype="float32")
+    assert (
+        isinstance(encoder.model.backbone, BareDecoder) and encoder.template.passage.head[0] == config["eos_token_id"]
+    )
+
+
+def test_biases_are_there_where_the_configuration_says_so(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    """And not where a file happens to have some, which transformers leaves out."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(tiny_backbone_folder, attention_bias=True, mlp_bias=True)
+    model = AutoModel.from_config(config)
+    torch.nn.init.normal_(model.layers[0].self_attn.q_proj.bias)
+    model.save_pretrained(tmp_path / "biased")
+    for changes in ({}, {"attention_bias": False}, {"mlp_bias": False}):
+        folder = edited(tmp_path / "biased", tmp_path / f"without {'-'.join(changes)}", **changes)
+        bare = load_to_encode(folder, layers=None, dtype=torch.float32, device=CPU)
+        theirs = load_backbone(folder, layers=None, dtype=torch.float32).state_dict()
+        assert bare is not None and bare.state_dict().keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in bare.state_dict().items())
+
+
+def test_the_file_that_transformers_reads_of_two(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    """A folder that was written twice, the second time in one file."""
+    folder = edited(tiny_backbone_folder, tmp_path / "both")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "old.safetensors")
+    listed = {"metadata": {}, "weight_map": dict.fromkeys(weights, "old.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+    bare = load_to_encode(folder, layers=None, dtype=torch.float32, device=CPU)
+    theirs = load_backbone(folder, layers=None, dtype=torch.float32)
+    assert bare is not None and torch.equal(bare.embed_tokens.weight, theirs.get_input_embeddings().weight)
 
 
 def test_weights_in_several_files(tiny_backbone_folder: Path, tmp_path: Path) -> None:

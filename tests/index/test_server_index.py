@@ -11,7 +11,7 @@ from stub_server import StubServer, Trouble
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import Searcher, delete_index, index_corpus, indexer, list_indexes
-from epic_search.index.server_place import METADATA_KEY
+from epic_search.index.server_collections import METADATA_KEY
 from epic_search.index.store import connection, server
 from epic_search.index.store.connection import Server
 

@@ -208,6 +208,20 @@ class TestGenerations:
             assert {pair.query: pair.taught for pair in searcher.taught()} == times
             assert searcher.search(["sky"])[0][0].id == "d1"
 
+    def test_a_run_that_was_cut_off_before_it_brought_the_pairs(self, stub, indexed, corpus, encoder, monkeypatch):
+        """Who opens the index brings them; two machines may do so at once, and one finds that it is done."""
+        other = StandIn("other", dim=64)
+        with opened(indexed, encoder) as searcher:
+            searcher.teach("sky", ["d1", "d39"])
+        with monkeypatch.context() as patch:
+            patch.setattr("epic_search.index.server_place.ServerPlace.settle", lambda *_, **__: None)
+            index_corpus(corpus(39), name="test", encoder=other, home=indexed, rebuild=True)
+        stub.next(Trouble("status", status=404, on="POST .*taught.*/scroll"))
+        assert taught(indexed, other) == set() and not stub.trouble
+        with opened(indexed, other) as searcher:
+            assert {(pair.document, pair.stale) for pair in searcher.taught()} == {("d1", False), ("d39", True)}
+            assert [near.pair.document for near in searcher.neighbours(["sky"], k=2)[0]] == ["d1"]
+
     def test_who_opens_it_meanwhile_takes_nothing_from_the_successor(self, stub, indexed, corpus, encoder):
         other = StandIn("other", dim=64)
         with opened(indexed, encoder) as searcher:

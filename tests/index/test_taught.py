@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from epic_search.index.feedback import REACH, weights
 from epic_search.index.lock import Lock
 from epic_search.index.manifest import Manifest
 from epic_search.index.suggest import queries_of_documents, suggest
+from epic_search.index.taught_folder import TaughtFolder
 from epic_search.index.taught_pair import Lesson, label
 from epic_search.index.ways import Ways, set_ways
 
@@ -328,3 +330,25 @@ def test_a_store_half_made(corpus, encoder, home):
         assert searcher.taught() == []
         searcher.teach("sky", ["d1"])
         assert len(searcher.taught()) == 1
+
+
+def test_a_search_while_the_first_pair_is_taught(corpus, encoder, home, monkeypatch):
+    """As in a server: the search waits for the store that is being made, and opens none of its own."""
+    index_corpus(corpus(10), name="test", encoder=encoder, home=home)
+    found, create = [], TaughtFolder.create
+
+    def create_slowly(place, schema):
+        store = create(place, schema)
+        searching.start()
+        searching.join(0.5)
+        return store
+
+    monkeypatch.setattr(TaughtFolder, "create", create_slowly)
+    with Searcher.open("test", home=home, encoder=encoder) as searcher:
+        searching = threading.Thread(target=lambda: found.extend(searcher.search(["sky"])))
+        searcher.teach("sky", ["d1"])
+        searching.join(60)
+        assert len(found) == 1
+        searcher.teach("sea", ["d2"])
+    with Searcher.open("test", home=home, encoder=encoder) as searcher:
+        assert [pair.document for pair in searcher.taught()] == ["d1", "d2"]

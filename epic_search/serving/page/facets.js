@@ -54,12 +54,13 @@ export class Filters {
     this.error.hidden = problem === null;
     this.input.setAttribute("aria-invalid", String(problem !== null));
     if (problem === null) return this.error.replaceChildren();
-    const text = this.typed;
-    const at = Math.min(problem.position - (this.#chosen.size && text ? 1 : 0), text.length);
+    const text = [...this.typed]; // the server counts characters, of which some are two units of a string
+    const at = Math.min(problem.position - (this.#chosen.size && text.length ? 1 : 0), text.length);
+    const part = (from, to) => text.slice(from, to).join("");
     const words = problem.message.replace(/^filter: /, "");
     const hint = problem.hint ? `; ${problem.hint}` : "";
     this.error.replaceChildren(
-      h("code", { dir: "ltr" }, text.slice(0, at), h("mark", {}, text.slice(at, at + 1) || " "), text.slice(at + 1)),
+      h("code", { dir: "ltr" }, part(0, at), h("mark", {}, part(at, at + 1) || " "), part(at + 1)),
       h("span", {}, `${words[0].toUpperCase()}${words.slice(1)}${hint} (character ${at + 1})`),
     );
   }

@@ -2,8 +2,9 @@
 
 import { clean, h, oneLine } from "./dom.js";
 
-const WORD = /[\p{L}\p{N}]+/gu;
+const WORD = /[\p{L}\p{N}\p{M}]+/gu;
 const ENDING = /(?:ings?|edly|ed|ers?|ions?|ies|es|ly|s|e|y)$/;
+const BEFORE = 40; // characters of an excerpt before the first word
 const ROOM = 4; // letters that a word may have more than its stem
 
 const stem = (word) => {
@@ -19,7 +20,7 @@ function places(text, words) {
   for (const match of text.matchAll(WORD)) {
     const word = match[0].toLowerCase();
     if (stems.some((one) => word === one || isForm(word, one))) {
-      found.push([match.index, match.index + word.length]);
+      found.push([match.index, match.index + match[0].length]);
     }
   }
   return found;
@@ -43,12 +44,13 @@ export function excerpt(text, words, length) {
   const found = places(line, words);
   let best = { start: 0, hits: 0 };
   for (const [from] of found) {
-    const start = Math.max(0, from - 40);
+    const start = Math.max(0, from - BEFORE);
     const hits = found.filter(([a, b]) => a >= start && b <= start + length).length;
     if (hits > best.hits) best = { start, hits };
   }
   if (best.start + length > line.length) best.start = line.length - length;
-  const start = best.start === 0 ? 0 : line.indexOf(" ", best.start) + 1;
+  const space = line.slice(best.start, best.start + BEFORE).indexOf(" "); // not every script has some
+  const start = best.start === 0 ? 0 : best.start + space + 1;
   const end = start + length >= line.length ? line.length : line.lastIndexOf(" ", start + length);
   const part = line.slice(start, end > start ? end : start + length);
   return [start > 0 ? "… " : "", ...marked(part, words), start + part.length < line.length ? " …" : ""];

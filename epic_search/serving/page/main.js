@@ -37,7 +37,6 @@ let index = null; // the chosen one, as the server describes it
 let shown = PAGE;
 let running = null; // the search that is under way
 let results = null; // the latest answers: of the query and, where there is one, of the related query
-let canTeach = true;
 let isChanging = false;
 let typing = null;
 const recent = [];
@@ -129,15 +128,7 @@ async function choose(chosen, place = new URLSearchParams()) {
     input.checked = input.value === (index.modes.includes(place.get("mode")) ? place.get("mode") : index.modes[0]);
   }
   map.load(index.name, index.documents);
-  canTeach = true;
-  try {
-    await demonstrations.load(index.name);
-  } catch (problem) {
-    if (problem.status !== 422) throw problem;
-    canTeach = false; // an index on a Qdrant server
-    find("taught-cannot").textContent = `${problem.message}; ${problem.hint ?? ""}`;
-  }
-  find("taught-cannot").hidden = canTeach;
+  await demonstrations.load(index.name);
   await fresh();
 }
 
@@ -181,14 +172,13 @@ function show(answers, { moves = false } = {}) {
   if (!moves) find("news").hidden = true;
   const options = (result) => ({
     right: demonstrations.rightFor(result?.query ?? ""),
-    canTeach: canTeach && mode() !== "lexical",
+    canTeach: mode() !== "lexical",
     moves,
   });
   const of = answers?.query ?? null;
   const other = answers?.related ?? null;
   const moved = [main.show(of, options(of)), beside.show(other, options(other))];
   demonstrations.show(pullsOf(of));
-  if (!canTeach) find("taught-none").hidden = true;
   suggest();
   const pull = Math.max(0, ...pullsOf(other).values());
   find("related-pull").hidden = !pull;
@@ -218,7 +208,7 @@ const pullsOf = (result) =>
   new Map((result?.taught?.pairs ?? []).filter(({ weight }) => weight > 0).map((pair) => [keyOf(pair), pair.weight]));
 
 function teach(ranking, hit) {
-  if (!canTeach || mode() === "lexical") return;
+  if (mode() === "lexical") return;
   const text = ranking === main ? results.query.query : results.related.query;
   keep(text);
   return change(() => demonstrations.toggle(text, hit.id));

@@ -29,7 +29,8 @@ export class Demonstrations {
       this.pairs = [];
     }
     this.index = index;
-    this.pairs = await server.taught(index);
+    const pairs = await server.taught(index);
+    if (index === this.index) this.pairs = pairs; // else another index was chosen meanwhile
   }
 
   // The ids of the documents that were taught for a query.

@@ -154,6 +154,9 @@ def test_a_wrong_filter_is_explained_at_its_character(open_page) -> None:
     assert "character 10" in error.inner_text()
     assert error.locator("code").evaluate("code => code.firstChild.length") == 9
     assert page.get_attribute("#filter", "aria-invalid") == "true"
+    page.fill("#filter", 'animal = "\U0001f98a" or number > > 3')
+    expect(error).to_contain_text("character 26")
+    assert error.locator("mark").inner_text() == ">"
     page.fill("#filter", "number > 3")
     expect(error).to_be_hidden()
     expect(page.locator("#hits li")).to_have_count(3)
@@ -422,6 +425,38 @@ def test_another_index_is_chosen_and_one_that_is_gone_is_said_to_be(open_page, s
     page.select_option("#index", "notes")
     expect(page.locator("#hits li")).to_have_count(10)
     expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_an_answer_of_the_index_that_was_left_comes_late(open_page) -> None:
+    page = open_page()
+    ask(page, "sleeps")
+    teach(page, 0)
+    expect(page.locator("#taught li")).to_have_count(1)
+    page.select_option("#index", "birds")
+    expect(page.locator("#taught li")).to_have_count(0)
+    held: list[Route] = []
+    page.route("**/indexes/notes/demonstrations", lambda route: held.append(route))
+    with page.expect_request("**/indexes/notes/demonstrations"):
+        page.select_option("#index", "notes")
+    with page.expect_response("**/search"):
+        page.select_option("#index", "birds")
+    with page.expect_response("**/search"):
+        held[0].continue_()
+    expect(page.locator("#hits")).to_have_attribute("aria-busy", "false")
+    assert page.locator("#taught li").count() == 0
+
+
+def test_words_are_marked_in_any_script(open_page) -> None:
+    page = open_page()
+    text = "nodes => nodes.map(node => node.outerHTML ?? node).join('')"
+    module = "const {excerpt, marked} = await import('/page/highlight.js')"
+    [found, part] = page.evaluate(
+        f"async () => {{ {module}; const text = {text};"
+        " return [text(marked('\u0130zmir port', ['\u0130zmir'])),"
+        " text(excerpt('\u3042'.repeat(400) + '\u3002otter\u3002' + '\u3042'.repeat(9), ['otter'], 100))] }"
+    )
+    assert found == "<mark>\u0130zmir</mark> port"
+    assert "otter" in part and part.startswith("\u2026 \u3042")
 
 
 def test_what_a_browser_is_told_about_the_page(site: SimpleNamespace) -> None:
