@@ -389,6 +389,12 @@ def check_objective(objective: Objective, encoder: EncoderConfig) -> None:
             f"objective.teacher is '{CONTEXTUAL}', and this encoder has no Contextual encoder; name another teacher, "
             "or set distill_weight and geometry_weight to 0"
         )
+    contextual = encoder.contextual
+    if objective.taught and objective.teacher == CONTEXTUAL and contextual is not None and contextual.lora is not None:
+        raise UserError(
+            f"objective.teacher is '{CONTEXTUAL}', and [encoder.contextual.lora] trains that encoder, which would "
+            f"follow itself; name another teacher, such as 'st:{contextual.encoder}', or take that table out"
+        )
     if objective.half_weight and encoder.contextual is not None and encoder.contextual.residual:
         raise UserError(
             "objective.half_weight is about the Contextual and the EOS half of vectors, and the residual mixes them; "
