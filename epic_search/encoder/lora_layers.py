@@ -23,8 +23,18 @@ from epic_search.errors import UserError
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, *, folder: Path | None = None) -> None:
-    """Put trainable LoRA layers into a model, fresh or from a folder that `save_lora` wrote."""
-    inject_adapter_in_model(_peft_config(settings), model)
+    """Put trainable LoRA layers into a model, fresh or from a folder that `save_lora` wrote.
+
+    Raises UserError when the targets name no linear layer of the model, and when the folder's are of other layers.
+    """
+    linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+    try:
+        inject_adapter_in_model(_peft_config(settings), model)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA's targets {settings.targets!r} are no linear layers of this model, which has {', '.join(linear)}; "
+            "name some of these, or take 'all-linear'"
+        ) from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

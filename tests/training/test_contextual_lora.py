@@ -258,6 +258,20 @@ def test_a_run_moves_its_adapters_alone_and_goes_on_exactly(
     assert not torch.equal(load_file(onward.encoder / name)[key], theirs[key])
 
 
+def test_it_learns_beside_a_backbone_that_does(
+    small_recipe: Callable[..., Recipe], run: Callable, config: EncoderConfig
+) -> None:
+    own = config.model_copy(update={"lora": None})
+    recipe = small_recipe(encoder=own.model_dump(), optimizer={"backbone": "layers", "learning_rate": 1e-3})
+    result, _ = run(recipe, "run")
+    found = find(str(result.encoder))
+    trained = Encoder.create(found.config, start=result.encoder, device="cpu", backbone="layers")
+    np.testing.assert_allclose(
+        vectors(Encoder.load(result.encoder, device="cpu", dtype="float32")), vectors(trained), atol=1e-5
+    )
+    assert trained.model.contextual is not None and trained.model.contextual.learns
+
+
 def test_its_learning_rate_is_that_of_lora(small_recipe: Callable[..., Recipe], config: EncoderConfig) -> None:
     settings = small_recipe(optimizer={"learning_rate": 3e-4, "projector_learning_rate": 1e-4}).optimizer
     encoder = learning(config)
