@@ -257,8 +257,8 @@ class Optimizer(StrictModel):
     learning_rate: float = Field(
         2e-4,
         gt=0,
-        description="Peak learning rate of the LoRA layers, or of the backbone's own weights. Published: 2e-4 in "
-        "LLM2Vec (arXiv 2404.05961), 1e-4 in bge-en-icl (arXiv 2409.15700).",
+        description="Peak learning rate of all LoRA layers, and of the backbone's own weights where these are trained. "
+        "Published: 2e-4 in LLM2Vec (arXiv 2404.05961), 1e-4 in bge-en-icl (arXiv 2409.15700).",
     )
     projector_learning_rate: float = Field(
         1e-4,
