@@ -1,7 +1,8 @@
 """Attention over texts laid end to end, without padding, and over a prefix that all of them share.
 
 One facade, `attend`, for the decoder and for the BERT-style encoder. On a GPU it is torch's `varlen_attn`. On a CPU
-neighbouring texts of equal length share one call of `scaled_dot_product_attention`.
+neighbouring texts of equal length share one call of `scaled_dot_product_attention`, or with gradients, those of similar
+length two matrix products (`products.py`).
 
 A prefix is there once, whatever the number of texts. A long one is attended to by all tokens in one dense call, whose
 result is merged with that inside the texts by their log-sum-exps (cascade attention; the merge is that of
@@ -84,11 +85,6 @@ def packed_attention(
     assert attention_mask is None, "a packed row has no mask"
     assert not getattr(module, "sliding_window", None), "choose_layout keeps sliding-window models padded"
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if query_1HTD.requires_grad and query_1HTD.device.type == "cpu":
-        scale = query_1HTD.shape[3] ** -0.5 if scaling is None else scaling
-        lengths = packing.lengths
-        products = attention_by_products(query_1HTD, key_1GTD, value_1GTD, lengths=lengths, scale=scale, causal=causal)
-        return products, None
     query_THD, key_TGD, value_TGD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1GTD, value_1GTD))
     return attend(query_THD, key_TGD, value_TGD, packing, scale=scaling, causal=causal).unsqueeze(0), None
 
@@ -114,6 +110,8 @@ def attend(
     if query_QHD.is_cuda:
         return _varlen(_require_varlen(), *arguments, scale=scale, causal=causal, prefix=prefix, reads_BR=reads_BR)
     if prefix is None and reads_BR is None:
+        if any(x.requires_grad for x in (query_QHD, key_TGD, value_TGD)):
+            return _by_products(*arguments, scale=scale, causal=causal)
         return _inside_texts(*arguments, scale=scale, causal=causal)
     assert causal, "tokens that are read, and those after a prefix, see what is before them"
     if prefix is not None and len(prefix[0]) >= CASCADE_FROM and (flash := cpu_flash()):
@@ -132,6 +130,12 @@ def _inside_texts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: f
         )
         parts.append(part_BHLD.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float | None, causal: bool) -> Tensor:
+    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    return attention_by_products(*heads_first, lengths=packing.lengths, scale=scale, causal=causal)[0]
 
 
 Dense = Callable[..., tuple[Tensor, Tensor | None]]

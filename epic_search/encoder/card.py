@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epic_search.encoder.checkpoint import Checkpoint
+from epic_search.encoder.config import CONTEXTUAL_LORA_FOLDER, LORA_FOLDER
 from epic_search.encoder.weights import KNOWN, installed, is_hub_id
 
 FILE = "README.md"
@@ -57,11 +58,10 @@ def _description(found: Checkpoint, format: str) -> str:
         "mean": "the mean of the last hidden states of the text's tokens",
         "concat": "the last hidden states of the Contextual and the end-of-sequence token, concatenated",
     }[config.pooling]
-    context = (
-        f" A Contextual token from {_name(config.contextual.encoder)} gives it the whole text first."
-        if config.contextual
-        else ""
-    )
+    context = ""
+    if config.contextual is not None:
+        learnt = ", which has LoRA layers of its own," if config.contextual.lora else ""
+        context = f" A Contextual token from {_name(config.contextual.encoder)}{learnt} gives it the whole text first."
     cuts = (
         f" They can be cut to their first {' or '.join(f'{width:,}' for width in config.matryoshka)} dimensions and "
         "brought to unit length again."
@@ -125,10 +125,12 @@ def _parts(found: Checkpoint, format: str) -> str:
     if config.contextual is not None:
         rows.append(("Contextual encoder", *_origin(config.contextual.encoder, inside=format != "adapter")))
     if found.folder is not None:
-        trained = "LoRA layers and projectors" if config.lora else "projectors"
+        models = {LORA_FOLDER: "the backbone", CONTEXTUAL_LORA_FOLDER: "the Contextual encoder"}
+        adapted = " and ".join(model for name, model in models.items() if name in config.adapters)
+        trained = f"LoRA layers of {adapted}, projectors" if adapted else "projectors"
         if _is_trained_whole(found):
-            trained = "projectors and the backbone's weights"
-        where = "trained" if format == "adapter" or not config.lora else "trained, and merged into the backbone"
+            trained += " and the backbone's weights"
+        where = "trained" if format == "adapter" or not adapted else f"trained, and merged into {adapted}"
         rows.append((trained, where, "see below, or ask whoever trained them"))
     return "\n".join(["| part | source | licence |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 

@@ -1,8 +1,9 @@
 """Encoders on disk: find one by name, read and write its folder, and say what exactly it is (the fingerprint).
 
-A checkpoint folder holds `encoder.json`, `projectors.safetensors` and, in peft's own format, `lora/`. It names its
-backbone and Contextual encoder, whose weights are not copied, or holds them itself: a name that begins with "./" is a
-folder in the checkpoint's own (see `export.py`).
+A checkpoint folder holds `encoder.json`, `projectors.safetensors` and, in peft's own format, `lora/` and
+`contextual_lora/`, where the backbone and the Contextual encoder have adapters. It names these two models, without a
+copy of their weights, or holds them itself: a name that begins with "./" is a folder in the checkpoint's own (see
+`export.py`).
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from epic_search.encoder import weights
 from epic_search.encoder.config import (
     CONFIG_FILE,
+    CONTEXTUAL_LORA_FOLDER,
     LORA_CONFIG,
     LORA_FOLDER,
     LORA_WEIGHTS,
@@ -51,9 +53,14 @@ class Checkpoint:
 
     @property
     def lora(self) -> Path | None:
-        """The folder of the LoRA weights, if this checkpoint has any."""
-        folder = self.folder / LORA_FOLDER if self.folder else None
-        return folder if folder and (folder / LORA_WEIGHTS).is_file() else None
+        """The folder of the backbone's LoRA weights, if this checkpoint has any."""
+        return self.adapters.get(LORA_FOLDER)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folders of the LoRA weights that this checkpoint has, by their names in it."""
+        folders = {name: self.folder / name for name in (LORA_FOLDER, CONTEXTUAL_LORA_FOLDER)} if self.folder else {}
+        return {name: folder for name, folder in folders.items() if (folder / LORA_WEIGHTS).is_file()}
 
     @property
     def holds_backbone(self) -> bool:
@@ -101,7 +108,9 @@ class Checkpoint:
         """
         config = self.config.model_dump(exclude={"name": True, "backbone": True, "contextual": {"encoder"}})
         digest = hashlib.sha256(json.dumps([config, TEMPLATE], sort_keys=True).encode())
-        for folder in (self.backbone, self.contextual, self.folder, self.lora):
+        contextual_lora = self.adapters.get(CONTEXTUAL_LORA_FOLDER)
+        later = [contextual_lora] if contextual_lora else []  # came later, and must not change what is without
+        for folder in (self.backbone, self.contextual, self.folder, self.lora, *later):
             digest.update(weights.digest(folder).encode() if folder else b"-")
             for name in ("config.json", "tokenizer.json", LORA_CONFIG):
                 if folder and (folder / name).is_file():
@@ -125,8 +134,7 @@ def find(reference: str) -> Checkpoint:
     if not (folder / CONFIG_FILE).is_file():
         return of_config(plain_config(reference), reference=reference)
     config = _anchored(EncoderConfig.load(folder), folder)
-    needed = [PROJECTORS_FILE, *([f"{LORA_FOLDER}/{LORA_WEIGHTS}"] if config.lora else [])]
-    for name in needed:
+    for name in [PROJECTORS_FILE, *(f"{adapter}/{LORA_WEIGHTS}" for adapter in config.adapters)]:
         if not (folder / name).is_file():
             raise UserError(f"the checkpoint {folder} is incomplete: it has no {name}; save or download it again")
     return of_config(config, reference=reference, folder=folder)

@@ -16,7 +16,7 @@ from epic_search.errors import UserError
 FORMAT = 1
 CONFIG_FILE = "encoder.json"
 PROJECTORS_FILE = "projectors.safetensors"
-LORA_FOLDER = "lora"
+LORA_FOLDER, CONTEXTUAL_LORA_FOLDER = "lora", "contextual_lora"  # of the backbone and of the Contextual encoder
 BACKBONE_FOLDER, CONTEXTUAL_FOLDER = "backbone", "contextual"  # of checkpoints that hold these weights themselves
 # The names of peft, so that its tools read the folder too.
 LORA_WEIGHTS = "adapter_model.safetensors"
@@ -38,12 +38,41 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LoraSettings(StrictModel):
+    """Low-rank adapters on linear layers, through peft."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        description="Rank of the update of a layer. Published: 16 in LLM2Vec (arXiv 2404.05961), 64 in bge-en-icl "
+        "(arXiv 2409.15700).",
+    )
+    alpha: int = Field(
+        32,
+        ge=1,
+        description="The update is multiplied by alpha / rank. Published: 32 in LLM2Vec (arXiv 2404.05961) and in "
+        "bge-en-icl (arXiv 2409.15700).",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of an adapter's inputs that training sets to zero. Our choice: none, since runs are short; "
+        "LLM2Vec (arXiv 2404.05961) takes 0.05.",
+    )
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="The layers that get an adapter, by name. Published: all seven linear layers of a block in LLM2Vec "
+        "(arXiv 2404.05961).",
+    )
+
+
 class ContextualConfig(StrictModel):
     """The Contextual token (Causal2Vec, arXiv 2507.23386): a small bidirectional encoder reads the whole text first."""
 
     encoder: str = Field(
-        description="The small BERT or MPNet model that reads the text, by name, folder or hub id; it stays frozen. "
-        "Which one the paper uses is not published in what we could read."
+        description="The small BERT or MPNet model that reads the text, by name, folder or hub id; its weights stay "
+        "frozen. Which one the paper uses is not published in what we could read."
     )
     max_length: int = Field(
         256,
@@ -74,6 +103,14 @@ class ContextualConfig(StrictModel):
         "quality and the decoder only adds to it (see `residual.py`). Our choice, in neither paper: few layers and "
         "steps lost more of it than they brought.",
     )
+    lora: LoraSettings | None = Field(
+        None,
+        exclude_if=lambda lora: lora is None,
+        description="Low-rank adapters on the Contextual encoder's linear layers, trained with everything else at "
+        "optimizer.learning_rate: the losses reach them through the residual, the Contextual token and the soft "
+        "tokens. Left out, that encoder stays as it is. Our choice: left out, since a step then has its backward pass, "
+        "too; but an encoder that adds little to its Contextual vectors gets better only as they do.",
+    )
 
 
 class SoftTokenConfig(StrictModel):
@@ -85,35 +122,6 @@ class SoftTokenConfig(StrictModel):
         "learned map; mlp is Linear-GELU-Linear. EPIC's is not published in what we could read. Our choice: as xRAG "
         "(arXiv 2405.13792), started so that lengths and angles survive; a linear map mostly works, too (Vector-ICL, "
         "arXiv 2410.05629).",
-    )
-
-
-class LoraSettings(StrictModel):
-    """Low-rank adapters on the backbone's linear layers, through peft."""
-
-    rank: int = Field(
-        16,
-        ge=1,
-        description="Rank of the update of a layer. Published: 16 in LLM2Vec (arXiv 2404.05961), 64 in bge-en-icl "
-        "(arXiv 2409.15700).",
-    )
-    alpha: int = Field(
-        32,
-        ge=1,
-        description="The update is multiplied by alpha / rank. Published: 32 in LLM2Vec (arXiv 2404.05961) and in "
-        "bge-en-icl (arXiv 2409.15700).",
-    )
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of an adapter's inputs that training sets to zero. Our choice: none, since runs are short; "
-        "LLM2Vec (arXiv 2404.05961) takes 0.05.",
-    )
-    targets: str | list[str] = Field(
-        "all-linear",
-        description="The layers that get an adapter, by name. Published: all seven linear layers of a block in LLM2Vec "
-        "(arXiv 2404.05961).",
     )
 
 
@@ -180,6 +188,16 @@ class EncoderConfig(StrictModel):
                 "and pooling 'concat' makes them twice as wide; use 'linear' or 'mlp'"
             )
         return self
+
+    @property
+    def adapters(self) -> dict[str, LoraSettings]:
+        """The adapters of the backbone and of the Contextual encoder, if any, by their folders in a checkpoint."""
+        found = {LORA_FOLDER: self.lora, CONTEXTUAL_LORA_FOLDER: self.contextual.lora if self.contextual else None}
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+    def base_of(self, adapter: str) -> str:
+        """What the adapter of a folder in a checkpoint is added to, as the configuration calls it."""
+        return self.backbone if adapter == LORA_FOLDER or self.contextual is None else self.contextual.encoder
 
     def save(self, folder: Path) -> None:
         """Write `encoder.json` into the folder."""

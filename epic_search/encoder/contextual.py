@@ -1,20 +1,23 @@
 """The Contextual token (Causal2Vec, arXiv 2507.23386): a small bidirectional encoder reads the whole text first.
 
-Its mean-pooled state, scaled to unit length, goes through a projector into the decoder's input. The encoder is frozen:
-what it says of a text never changes, so one pass over a text serves both training passes and the distillation.
+Its mean-pooled state, scaled to unit length, goes through a projector into the decoder's input. What it says of a text
+does not depend on the prompt, so one pass over a text serves both training passes. The encoder is frozen, unless it has
+LoRA layers of its own: that pass then keeps its graph in training, and the gradients of all uses of a vector add up.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from epic_search.encoder.backbone import load_model, read_config
 from epic_search.encoder.bare import raw_config
-from epic_search.encoder.batching import batches, lay_out, token_budget
+from epic_search.encoder.batching import Batch, batches, lay_out, token_budget
 from epic_search.encoder.bert import Bert
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ContextualEncoder(nn.Module):
-    """Texts -> (n, `width`) unit-length float32 vectors, one forward pass of the frozen encoder."""
+    """Texts -> (n, `width`) unit-length float32 vectors, one forward pass of the encoder."""
 
     def __init__(self, folder: Path, *, max_length: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -44,22 +47,32 @@ class ContextualEncoder(nn.Module):
         """Lay texts out "packed", where this encoder can be packed, or "padded"."""
         self.layout = layout if self._packable else "padded"
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """(n, width) on the model's device, in input order."""
+    @property
+    def learns(self) -> bool:
+        """Whether it has weights that are trained."""
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
+    def encode(self, texts: Sequence[str], *, recompute: bool = False) -> Tensor:
+        """(n, width) on the model's device, in input order, with gradients where it learns.
+
+        `recompute`: the backward pass runs the forward pass again, batch by batch, so that the activations of one batch
+        alone are in memory (arXiv 1604.06174).
+        """
+        forward = partial(checkpoint, self._forward, use_reentrant=False) if recompute else self._forward
         device = next(self.model.parameters()).device
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         out_NC = torch.empty(len(rows), self.width, device=device)
         for indices in batches([len(row) for row in rows], token_budget=token_budget(device)):
-            out_NC[torch.from_numpy(indices).to(device)] = self._forward([rows[i] for i in indices], device)
+            batch = lay_out([rows[i] for i in indices], self.layout, device=device)
+            # The ids are given by themselves, too: by them `checkpoint` knows whose random numbers (dropout) to repeat.
+            out_NC[torch.from_numpy(indices).to(device)] = forward(batch.ids, batch)
         return out_NC
 
-    def _forward(self, rows: list[list[int]], device: torch.device) -> Tensor:
-        batch = lay_out(rows, self.layout, device=device)
+    def _forward(self, ids: Tensor, batch: Batch) -> Tensor:
         if isinstance(self.model, Bert):
             hidden = self.model(batch)
         else:
-            hidden = self.model(input_ids=batch.ids, attention_mask=batch.mask_BL).last_hidden_state
+            hidden = self.model(input_ids=ids, attention_mask=batch.mask_BL).last_hidden_state
         return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)
 
 

@@ -17,7 +17,7 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.backbone import choose_layout, load_to_encode, load_to_train, save_model
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
-from epic_search.encoder.config import BACKBONE_FOLDER, LORA_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
+from epic_search.encoder.config import BACKBONE_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.matryoshka import prepare_training, truncate
@@ -88,8 +88,8 @@ class Encoder:
         bare = load_to_encode(found.backbone, layers=found.config.layers, dtype=weights, device=where)
         model = build_model(found, dtype=weights, backbone=bare)
         encoder = cls(found, model, dtype=weights, fingerprint=found.fingerprint())
-        if found.lora is not None:
-            merge_lora(encoder.model.backbone, found.lora)
+        for name, folder in found.adapters.items():
+            merge_lora(model.adapted(name), folder)
         encoder.model.to(where).eval().requires_grad_(False)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
         encoder.model.freeze()
@@ -108,25 +108,25 @@ class Encoder:
         """A trainable encoder: fresh LoRA layers and projectors, or those of the checkpoint folder `start`.
 
         Of a frozen backbone, only LoRA layers and projectors require gradients. Of another, its own weights do, with
-        the LoRA weights of `start` merged into them. What is trained is float32; `dtype` is that of the frozen weights
-        and of the products.
+        the LoRA weights of `start` merged into them. The Contextual encoder learns by LoRA layers alone. What is
+        trained is float32; `dtype` is that of the frozen weights and of the products.
         """
         found = checkpoints.of_config(config, reference=config.name, folder=start)
         where = choose_device(device)
         # Its vectors change with every step, so none of them may meet another's.
         fingerprint = f"in-training-{uuid.uuid4().hex}"
         if backbone == "frozen":
-            encoder = cls(found, build_model(found, dtype=dtype), dtype=dtype, fingerprint=fingerprint)
-            if config.lora is not None:
-                from epic_search.encoder.lora_layers import add_lora  # peft takes seconds to import
-
-                add_lora(encoder.model.backbone, config.lora, folder=found.lora)
+            model = build_model(found, dtype=dtype)
         else:
             weights = load_to_train(found, embeddings=backbone == "all")
             model = build_model(found, dtype=dtype, backbone=weights)
             own = {"backbone": OWN + BACKBONE_FOLDER, "layers": None, "lora": None}
             found = replace(found, config=config.model_copy(update=own))
-            encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
+        encoder = cls(found, model, dtype=dtype, fingerprint=fingerprint)
+        for name, settings in encoder.config.adapters.items():
+            from epic_search.encoder.lora_layers import add_lora  # peft takes seconds to import
+
+            add_lora(model.adapted(name), settings, folder=found.adapters.get(name))
         prepare_training(encoder.model, encoder.config, start)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where, training=True).value)
@@ -140,12 +140,10 @@ class Encoder:
         self.config.save(folder)
         state = {name: value.detach().cpu().contiguous() for name, value in self.projectors().items()}
         save_file(state, folder / PROJECTORS_FILE)
-        if self.config.lora is not None:
+        for name, settings in self.config.adapters.items():
             from epic_search.encoder.lora_layers import save_lora
 
-            lora = folder / LORA_FOLDER
-            lora.mkdir(exist_ok=True)
-            save_lora(self.model.backbone, self.config.lora, lora, base=self.config.backbone)
+            save_lora(self.model.adapted(name), settings, folder / name, base=self.config.base_of(name))
         if self.config.backbone == OWN + BACKBONE_FOLDER:
             save_model(self.model.backbone, folder / BACKBONE_FOLDER, source=self.checkpoint.backbone)
 

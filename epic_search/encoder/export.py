@@ -21,7 +21,7 @@ from epic_search import __version__
 from epic_search.encoder import card, checkpoint
 from epic_search.encoder.backbone import save_model
 from epic_search.encoder.checkpoint import OWN, Checkpoint
-from epic_search.encoder.config import BACKBONE_FOLDER, CONFIG_FILE, CONTEXTUAL_FOLDER, LORA_FOLDER, PROJECTORS_FILE
+from epic_search.encoder.config import BACKBONE_FOLDER, CONFIG_FILE, CONTEXTUAL_FOLDER, PROJECTORS_FILE
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def write_merged(encoder: "Encoder", folder: Path) -> None:
     if model.contextual is not None:
         assert found.contextual is not None and encoder.config.contextual is not None
         save_model(model.contextual.model, folder / CONTEXTUAL_FOLDER, source=found.contextual)
-        changes["contextual"] = encoder.config.contextual.model_copy(update={"encoder": OWN + CONTEXTUAL_FOLDER})
+        merged = {"encoder": OWN + CONTEXTUAL_FOLDER, "lora": None}
+        changes["contextual"] = encoder.config.contextual.model_copy(update=merged)
     encoder.config.model_copy(update=changes).save(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.projectors().items()}
     save_file(state, folder / PROJECTORS_FILE)
@@ -129,11 +130,11 @@ def _copy_adapter(found: Checkpoint, folder: Path) -> None:
     assert found.folder is not None
     for name in (CONFIG_FILE, PROJECTORS_FILE):
         shutil.copyfile(found.folder / name, folder / name)
-    if found.lora is not None:
-        (folder / LORA_FOLDER).mkdir()
-        for file in sorted(found.lora.iterdir()):
+    for name, adapter in found.adapters.items():
+        (folder / name).mkdir()
+        for file in sorted(adapter.iterdir()):
             if file.suffix in (".json", ".safetensors"):
-                shutil.copyfile(file, folder / LORA_FOLDER / file.name)
+                shutil.copyfile(file, folder / name / file.name)
 
 
 def _check_adapter(found: Checkpoint) -> None:

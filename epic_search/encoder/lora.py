@@ -17,7 +17,7 @@ from epic_search.errors import UserError
 PEFT_PREFIX = "base_model.model."
 
 
-def merge_lora(backbone: nn.Module, folder: Path) -> None:
+def merge_lora(model: nn.Module, folder: Path) -> None:
     """Add the LoRA weights of a folder in peft's format to the linear layers. Computed in float32."""
     from safetensors.torch import load_file
 
@@ -26,14 +26,14 @@ def merge_lora(backbone: nn.Module, folder: Path) -> None:
         raise UserError(f"{folder} holds a LoRA variant other than plain LoRA with one rank; only that can be merged")
     scale = config["lora_alpha"] / config["r"]
     state = load_file(folder / LORA_WEIGHTS)
-    modules = dict(backbone.named_modules())
+    modules = dict(model.named_modules())
     for name_a, a_RI in state.items():
         if not name_a.endswith(".lora_A.weight"):
             continue
         name = name_a.removesuffix(".lora_A.weight").removeprefix(PEFT_PREFIX)
         module = modules.get(name)
         if not isinstance(module, nn.Linear):
-            raise UserError(f"the LoRA weights in {folder} do not fit this backbone, which has no linear layer {name}")
+            raise UserError(f"the LoRA weights in {folder} do not fit this model, which has no linear layer {name}")
         b_OR = state[name_a.replace(".lora_A.", ".lora_B.")]
         with torch.no_grad():
             module.weight.copy_(torch.addmm(module.weight.float(), b_OR.float(), a_RI.float(), alpha=scale))

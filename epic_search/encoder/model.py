@@ -18,7 +18,7 @@ from epic_search.encoder.backbone import load_backbone, use_layout
 from epic_search.encoder.bare import BareDecoder
 from epic_search.encoder.batching import Batch, lay_out, pack
 from epic_search.encoder.checkpoint import Checkpoint
-from epic_search.encoder.config import PROJECTORS_FILE, EncoderConfig
+from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.decoder import Decoder
 from epic_search.encoder.matryoshka import join
@@ -135,6 +135,13 @@ class EncoderModel(nn.Module):
             "residual": self.residual,
         }
         return {name: module for name, module in parts.items() if module is not None}
+
+    def adapted(self, adapter: str) -> nn.Module:
+        """The module that the LoRA weights in this folder of a checkpoint are for."""
+        if adapter == LORA_FOLDER:
+            return self.backbone
+        assert self.contextual is not None, f"LoRA weights in {adapter} are of a Contextual encoder"
+        return self.contextual.model
 
     def _input_tokens(self, batch: Batch, context_BC: Tensor | None, soft_SE: Tensor) -> Tensor:
         tokens = self.backbone.get_input_embeddings()(batch.ids.clamp(min=0))

@@ -68,15 +68,14 @@ class Bucket:
         return self.tokens == self.positions_BL.numel()
 
     def bias(self, causal: bool, *, groups: int, repeats: int) -> Tensor:
-        """0 where a token may look, minus infinity elsewhere: (1 or B * groups, repeats * L, L)."""
+        """0 where a token may look, minus infinity elsewhere, for scores (B * groups, repeats * L, L) to add."""
         L = self.positions_BL.shape[1]
         if causal:  # padding comes last, and nothing that counts looks ahead
-            hidden = torch.ones(1, L, L, dtype=torch.bool).triu(1)
+            hidden = torch.ones(1, L, L, dtype=torch.bool).triu(1).repeat(1, repeats, 1)
         else:
             padding_BL = torch.arange(L) >= self.lengths_B[:, None]
-            hidden = padding_BL[:, None, :].expand(-1, L, L).repeat_interleave(groups, dim=0)
-        bias = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
-        return bias.repeat(1, repeats, 1)
+            hidden = padding_BL[:, None, :].repeat_interleave(groups, dim=0)
+        return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
 
 @lru_cache(maxsize=64)  # every layer of a forward pass asks for the same

@@ -8,6 +8,7 @@ The loss needs the vectors of the whole batch, but not their activations all at 
 3. Encode pass 2 again, group by group, and send each group's cached gradients back through it. What arrives at its soft
    slots is the gradient of pass-1 vectors: it is added to theirs (not where the objective stops gradients).
 4. Do the same with pass 1.
+5. Where the Contextual encoder learns, send what has arrived at its vectors from all groups back through it.
 
 Everything is encoded twice, and never more than one group (`token_budget`) has its activations in memory. Gradients are
 those of the plain path; dropout draws the same numbers in both encodings. Of several processes (`parallel.py`), each
@@ -39,6 +40,10 @@ def cached_gradients(
 
     Of several processes each adds what comes from its share of the rows: `World.sum_gradients` is left to do.
     """
+    # The Contextual vectors serve many groups: what comes back to them is collected here, and goes on at the end.
+    way_back_NC = passes.context_NC
+    if way_back_NC is not None and way_back_NC.requires_grad:
+        passes = replace(passes, context_NC=way_back_NC.detach().requires_grad_())
     cache = _Cache(encoder, passes, token_budget=token_budget, seed=seed, world=world)
     demonstrated_QE = None
     with torch.no_grad():
@@ -63,6 +68,9 @@ def cached_gradients(
         )
     assert first_NE.grad is not None
     cache.send_back(_FIRST, first_NE.grad)
+    if way_back_NC is not None and way_back_NC.requires_grad:
+        assert passes.context_NC is not None and passes.context_NC.grad is not None
+        way_back_NC.backward(passes.context_NC.grad)
     return replace(losses, total=losses.total.detach())
 
 
@@ -75,7 +83,6 @@ class _Cache:
         self._seed = seed
         self._world = world
         self._rows = (passes.first_rows, passes.demonstrated_rows)
-        self._contexts = (passes.first_context, passes.context_query)
         self._groups = [row_groups(rows, token_budget=token_budget, world=world) for rows in self._rows]
 
     def vectors(self, which: int, soft: Sequence[Tensor] | None) -> Tensor:
@@ -102,4 +109,5 @@ class _Cache:
         # The first row tells groups apart, in all processes.
         torch.manual_seed(self._seed * 2_000_000 + which * 1_000_000 + int(indices[0]))
         rows: Sequence[Row] = self._rows[which]
-        return embed_group(self._encoder, rows, self._contexts[which], soft, indices)
+        context_NC = self._passes.first_context if which == _FIRST else self._passes.context_query
+        return embed_group(self._encoder, rows, context_NC, soft, indices)

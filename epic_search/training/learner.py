@@ -63,6 +63,7 @@ class Learner:
             rng=np.random.default_rng([recipe.seed, _DEMONSTRATIONS, step]),
             max_length=recipe.data.max_length,
             teacher=self.teacher,
+            recompute=settings.gradient_cache,
             world=self.world,
         )
         losses = self._gradients(passes, step)
@@ -109,15 +110,20 @@ class Learner:
 
 
 def make_optimizer(encoder: Encoder, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over what requires gradients: LoRA layers or the backbone at one learning rate, projectors at another.
+    """AdamW over what requires gradients: projectors at a learning rate of their own, all else at another.
+
+    All else: the backbone's LoRA layers or weights, and the LoRA layers of the Contextual encoder.
 
     Raises UserError when nothing does.
     """
     projectors = [parameter for part in encoder.model.projectors().values() for parameter in part.parameters()]
     backbone = [parameter for parameter in encoder.model.backbone.parameters() if parameter.requires_grad]
+    context = encoder.model.contextual.parameters() if encoder.model.contextual is not None else ()
+    contextual = [parameter for parameter in context if parameter.requires_grad]
     groups = [
         {"params": backbone, "peak": settings.learning_rate},
         {"params": projectors, "peak": settings.projector_learning_rate},
+        {"params": contextual, "peak": settings.learning_rate},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:

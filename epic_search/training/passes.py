@@ -4,7 +4,7 @@ For an encoder whose demonstrations are texts (bge-en-icl, arXiv 2409.15700), pa
 others have soft slots.
 
 Shapes: Q queries, K queries with demonstrations, P passages, N = Q + P texts, E embedding width, T width of a teacher's
-vectors.
+vectors, C of Contextual ones.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ class Passes:
     that demonstrate its task in pass 2, and `demonstrated_rows` the rows with slots for them or, if not `soft_slots`,
     with their texts; both are empty where the objective has no demonstrations. `teacher_rows`: those K of the queries
     that are shown demonstrations, with texts, where a soft encoder learns from them. `teacher_NT`: the teacher's
-    vectors of queries and then passages, where the objective asks for them.
+    vectors of queries and then passages, where the objective asks for them. `context_NC`: their Contextual vectors,
+    with the graph that made them where the Contextual encoder learns.
     """
 
     batch: TrainBatch
@@ -43,8 +44,7 @@ class Passes:
     teacher_rows: list[Row]
     shown: list[np.ndarray]
     soft_slots: bool
-    context_query: Tensor | None
-    context_passage: Tensor | None
+    context_NC: Tensor | None
     teacher_NT: Tensor | None
     allowed_QP: Tensor
     visible_QP: Tensor
@@ -69,9 +69,14 @@ class Passes:
     @property
     def first_context(self) -> Tensor | None:
         """The Contextual vectors of `first_rows`."""
-        if self.context_query is None or self.context_passage is None or not self.query_rows:
-            return self.context_passage
-        return torch.cat([self.context_query, self.context_passage])
+        if self.context_NC is None or self.query_rows:
+            return self.context_NC
+        return self.context_NC[len(self.batch.queries) :]
+
+    @property
+    def context_query(self) -> Tensor | None:
+        """The Contextual vectors of the queries."""
+        return self.context_NC[: len(self.batch.queries)] if self.context_NC is not None else None
 
     def apart(self, first_NE: Tensor) -> tuple[Tensor | None, Tensor]:
         """The vectors of queries (None where pass 1 has none) and of passages, of those of `first_rows`."""
@@ -109,12 +114,14 @@ def prepare(
     rng: np.random.Generator,
     max_length: int,
     teacher: Teacher | None = None,
+    recompute: bool = False,
     world: World = ALONE,
 ) -> Passes:
     """Tokenise a batch and draw its demonstrations with `rng`; texts are cut at `max_length` tokens.
 
-    `teacher`: whom the objective names, None for the encoder's own Contextual encoder. Raises UserError where the texts
-    of demonstrations could take more tokens than the encoder reads.
+    `teacher`: whom the objective names, None for the encoder's own Contextual encoder. `recompute`: whether a
+    Contextual encoder that learns runs again in the backward pass, which saves its activations' memory. Raises
+    UserError where the texts of demonstrations could take more tokens than the encoder reads.
     """
     device = encoder.device
     soft = encoder.config.demonstrations == "soft"
@@ -131,13 +138,13 @@ def prepare(
         ]
         return [layout.row(ids) for layout, ids in zip(layouts, query_ids, strict=True)]
 
-    context_query, context_passage = contexts(encoder, queries, world), contexts(encoder, passages, world)
+    context_NC = contexts(encoder, queries + passages, world, recompute=recompute)
     teacher_NT = None
     if objective.taught and teacher is not None:
         parts = teach(teacher, queries, batch.tasks, world), teach(teacher, passages, None, world)
         teacher_NT = torch.cat(parts).to(device)
-    elif objective.taught and context_query is not None and context_passage is not None:
-        teacher_NT = torch.cat([context_query, context_passage])
+    elif objective.taught:
+        teacher_NT = context_NC
     shown = draw_demonstrations(batch, objective.demonstrations, rng) if objective.demonstrations else []
     slots = [len(d) for d in shown]
     texts: list[list[IdPair]] = [[(query_ids[j], passage_ids[j]) for j in d] for d in shown]
@@ -152,8 +159,7 @@ def prepare(
         teacher_rows=[row for row, k in zip(taught, slots, strict=False) if k],
         shown=shown,
         soft_slots=soft,
-        context_query=context_query,
-        context_passage=context_passage,
+        context_NC=context_NC,
         teacher_NT=teacher_NT,
         allowed_QP=allowed_QP,
         visible_QP=visible_QP,
@@ -176,12 +182,18 @@ def _require_room(encoder: Encoder, objective: Objective, tasks: Sequence[str | 
         )
 
 
-@torch.no_grad()
-def contexts(encoder: Encoder, texts: Sequence[str], world: World) -> Tensor | None:
-    """(N, C) Contextual vectors of the texts, each made by one of the processes; None for an encoder without them."""
+def contexts(encoder: Encoder, texts: Sequence[str], world: World, *, recompute: bool) -> Tensor | None:
+    """(N, C) Contextual vectors of the texts, each made by one of the processes; None for an encoder without them.
+
+    With gradients where the Contextual encoder learns, for all processes: only then do they meet in the backward pass.
+    """
+    contextual = encoder.model.contextual
+    if contextual is None:
+        return None
     own = world.share([len(text) for text in texts])
-    own_BC = encoder.context([texts[i] for i in own])
-    return world.gather(own_BC, own, count=len(texts)) if own_BC is not None else None
+    with torch.set_grad_enabled(contextual.learns):
+        own_BC = contextual.encode([texts[i] for i in own], recompute=recompute and contextual.learns)
+        return world.gather(own_BC, own, count=len(texts))
 
 
 def teach(teacher: Teacher, texts: Sequence[str], tasks: Sequence[str | None] | None, world: World) -> Tensor:

@@ -257,8 +257,8 @@ class Optimizer(StrictModel):
     learning_rate: float = Field(
         2e-4,
         gt=0,
-        description="Peak learning rate of the LoRA layers, or of the backbone's own weights. Published: 2e-4 in "
-        "LLM2Vec (arXiv 2404.05961), 1e-4 in bge-en-icl (arXiv 2409.15700).",
+        description="Peak learning rate of all LoRA layers, and of the backbone's own weights where these are trained. "
+        "Published: 2e-4 in LLM2Vec (arXiv 2404.05961), 1e-4 in bge-en-icl (arXiv 2409.15700).",
     )
     projector_learning_rate: float = Field(
         1e-4,
@@ -388,6 +388,12 @@ def check_objective(objective: Objective, encoder: EncoderConfig) -> None:
         raise UserError(
             f"objective.teacher is '{CONTEXTUAL}', and this encoder has no Contextual encoder; name another teacher, "
             "or set distill_weight and geometry_weight to 0"
+        )
+    contextual = encoder.contextual
+    if objective.taught and objective.teacher == CONTEXTUAL and contextual is not None and contextual.lora is not None:
+        raise UserError(
+            f"objective.teacher is '{CONTEXTUAL}', and [encoder.contextual.lora] trains that encoder, which would "
+            f"follow itself; name another teacher, such as 'st:{contextual.encoder}', or take that table out"
         )
     if objective.half_weight and encoder.contextual is not None and encoder.contextual.residual:
         raise UserError(

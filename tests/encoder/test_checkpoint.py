@@ -53,7 +53,7 @@ def test_lora_of_another_backbone_is_refused(
     one_layer = load_backbone(tiny_backbone_folder, layers=1, dtype=torch.float32)
     with pytest.raises(UserError, match=r"has no linear layer layers\.1"):
         merge_lora(one_layer, tiny_encoder_folder / "lora")
-    with pytest.raises(UserError, match="do not fit this backbone"):
+    with pytest.raises(UserError, match="do not fit this model"):
         add_lora(one_layer, tiny_config.lora, folder=tiny_encoder_folder / "lora")
 
 

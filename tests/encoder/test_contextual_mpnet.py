@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from epic_search.encoder import Encoder
+from epic_search.encoder.config import ContextualConfig, EncoderConfig, LoraSettings
 from epic_search.encoder.contextual import ContextualEncoder
 
 TEXTS = ["a short one", "z", "something longer, so that the others are padded"]
@@ -48,6 +50,24 @@ def test_vectors_are_means_over_each_text_read_alone(folder: Path, layout: str) 
             states = plain(input_ids=torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0]
         wanted = torch.nn.functional.normalize(states.mean(dim=0), dim=0).numpy()
         np.testing.assert_allclose(vector, wanted, atol=1e-5)
+
+
+def test_lora_layers_learn_and_are_merged(folder: Path, tiny_config: EncoderConfig, tmp_path: Path) -> None:
+    contextual = ContextualConfig(encoder=str(folder), max_length=64, lora=LoraSettings(rank=2))
+    encoder = Encoder.create(tiny_config.model_copy(update={"contextual": contextual}), device="cpu")
+    context_NC = encoder.context(TEXTS)
+    assert context_NC is not None and encoder.model.contextual is not None
+    (context_NC[0] @ context_NC[1]).backward()
+    trained = [parameter for parameter in encoder.model.contextual.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * 2 * 6 and all(parameter.grad is not None for parameter in trained)
+    for parameter in trained:
+        torch.nn.init.normal_(parameter, std=0.2)
+    encoder.save(tmp_path / "encoder")
+    loaded = Encoder.load(tmp_path / "encoder", device="cpu", dtype="float32").context(TEXTS)
+    moved = encoder.context(TEXTS)
+    assert loaded is not None and moved is not None
+    np.testing.assert_allclose(loaded, moved.detach(), atol=1e-5)
+    assert (moved - context_NC).abs().max() > 0.01
 
 
 def test_texts_are_cut_where_its_positions_end(folder: Path) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from epic_search.encoder.config import LoraSettings
 from epic_search.encoder.lora_layers import add_lora
+from epic_search.errors import UserError
 
 
 def made(*, ours: bool, dtype: torch.dtype, dropout: float = 0.0) -> nn.Module:
@@ -50,6 +51,13 @@ def test_outputs_and_gradients_are_pefts(mixed: bool) -> None:
         assert gradient.dtype == torch.float32, name
         scale = others[name].abs().max()
         torch.testing.assert_close(gradient / scale, others[name] / scale, **near)
+
+
+def test_targets_that_the_model_does_not_have() -> None:
+    model = nn.ModuleDict({"query": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    for targets in (["q_proj"], ["norm"]):
+        with pytest.raises(UserError, match=r"targets \['\w+'\] are no linear layers of this model, which has query;"):
+            add_lora(model, LoraSettings(targets=targets))
 
 
 def test_dropout_is_left_to_peft() -> None:

@@ -70,6 +70,7 @@ class Case(NamedTuple):
     cached: bool
     lora: bool = True
     one_demonstration: bool = False
+    contextual_lora: bool = False
 
 
 OBJECTIVES: dict[str, dict[str, object]] = {
@@ -90,6 +91,13 @@ CASES = {
         LONELY, cached, lora=lora, one_demonstration=True
     )
     for lora in (False, True)
+    for cached in (False, True)
+}
+CASES |= {
+    f"contextual-lora-{name}-{'cached' if cached else 'whole'}": Case(
+        objective, cached, one_demonstration=objective is LONELY, contextual_lora=True
+    )
+    for name, objective in {"demonstrations": OBJECTIVES["demonstrations"], "lonely": LONELY}.items()
     for cached in (False, True)
 }
 
@@ -114,9 +122,13 @@ def outcome(case: Case, config: EncoderConfig) -> Outcome:
     world = World.current()
     if not case.lora:
         config = config.model_copy(update={"lora": None, "contextual": None, "pooling": "last"})
+    if case.contextual_lora:
+        assert config.contextual is not None
+        contextual = config.contextual.model_copy(update={"lora": config.lora, "residual": True})
+        config = config.model_copy(update={"contextual": contextual})
     torch.manual_seed(6)
     encoder = Encoder.create(config, device="cpu")
-    for name, parameter in encoder.model.backbone.named_parameters():
+    for name, parameter in encoder.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     rows, contextual_tokens = [], []
@@ -135,7 +147,9 @@ def outcome(case: Case, config: EncoderConfig) -> Outcome:
     if case.one_demonstration:  # the others are alone in their groups
         batch = dataclasses.replace(batch, group_Q=np.array([0, 0, *range(1, 8)]))
     objective = Objective.model_validate(case.objective)
-    passes = prepare(encoder, batch, objective, rng=np.random.default_rng(1), max_length=64, world=world)
+    passes = prepare(
+        encoder, batch, objective, rng=np.random.default_rng(1), max_length=64, recompute=case.cached, world=world
+    )
     assert not case.one_demonstration or sum(map(len, passes.shown)) == 1
     if case.cached:
         losses = cached_gradients(encoder, passes, objective, token_budget=300, seed=3, world=world)
