@@ -19,13 +19,14 @@ from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dty
 from epic_search.encoder.encoder import Encoder
 from epic_search.errors import UserError
 from epic_search.training.average import MovingAverage
+from epic_search.training.compatibility import check_objective
 from epic_search.training.dev_meter import DevMeter, evaluation_mode
 from epic_search.training.heldout import Quality, measure
 from epic_search.training.journal import Journal
 from epic_search.training.learner import Learner, make_optimizer, trained
 from epic_search.training.mixture import Mixture
 from epic_search.training.parallel import World
-from epic_search.training.recipe import CONTEXTUAL, Recipe, check_objective
+from epic_search.training.recipe import CONTEXTUAL, Recipe
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
 from epic_search.training.status import RECIPE, RESULT, save_heldout
 from epic_search.training.teachers import find_teacher

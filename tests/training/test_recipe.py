@@ -4,7 +4,8 @@ import pytest
 
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
-from epic_search.training.recipe import Objective, check_objective
+from epic_search.training.compatibility import check_objective
+from epic_search.training.recipe import Objective
 
 
 def test_a_contextual_teacher_needs_a_contextual_encoder(tiny_config: EncoderConfig) -> None:
