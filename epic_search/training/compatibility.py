@@ -1,4 +1,4 @@
-"""Whether an objective and an encoder go together; where a recipe starts from a checkpoint, it alone does not show it."""
+"""Whether an objective and an encoder go together; a recipe that starts from a checkpoint does not show it alone."""
 
 from epic_search.encoder.config import EncoderConfig
 from epic_search.errors import UserError
