@@ -184,7 +184,9 @@ def test_everything_works_from_the_keyboard(open_page) -> None:
     page = open_page()
     expect(page.locator("#query")).to_be_focused()
     page.keyboard.type("otter by the river")
-    page.keyboard.press("Enter")
+    with page.expect_response("**/search"):  # and not that of what was typed first
+        page.keyboard.press("Enter")
+    expect(page.locator("#hits")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#hits li")).to_have_count(10)
     item = page.locator("#hits li")
     page.keyboard.press("ArrowDown")
