@@ -1,7 +1,7 @@
 """An index read from one end to the other: whether every passage is there, and is what was stored."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,11 @@ import numpy as np
 from epic_search.index.checksum import checksum
 from epic_search.index.mark import unmarked
 from epic_search.index.passages import point_id
-from epic_search.index.store.protocol import StoredPoint, VectorStore, first_bad_vector
+from epic_search.index.store.protocol import StoredPoint, first_bad_vector, pages_of
 
 if TYPE_CHECKING:
     from epic_search.index.contents import Contents
     from epic_search.index.server_contents import ServerContents
-
-PAGE = 512  # points read from the store at once
 
 Progress = Callable[[int, int], None]  # passages read, passages there should be
 
@@ -131,13 +129,3 @@ def audit_marked(contents: "ServerContents", *, sample: int, progress: Progress 
         result.unsound = [id for (id,) in found.execute(f"{documents} SUM(unsound)")]
         result.without_checksum = len(found.execute(f"{documents} SUM(unsummed)").fetchall())
     return result
-
-
-def pages_of(store: VectorStore) -> Iterator[list[StoredPoint]]:
-    """All points of a store with their vectors, in the order of their ids, which are hashes: the first are a sample."""
-    start: str | None = None
-    while True:
-        page = store.scroll(limit=PAGE, start=start)
-        yield page.points
-        if (start := page.next) is None:
-            return

@@ -10,11 +10,14 @@ Shapes: P points, E dimensions of a vector, G guesses (fewer where there are few
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from epic_search.index.passages import point_id
+from epic_search.index.store.protocol import pages_of
 
 if TYPE_CHECKING:
     from epic_search.index.place import IndexContents
@@ -122,12 +125,8 @@ def plane_of(vectors_PE: np.ndarray) -> Plane:
 
 def _first_passages(store: "VectorStore") -> "Iterator[StoredPoint]":
     """Of each document in a sample its first passage. Points come in the order of their ids, which are hashes."""
-    start: str | None = None
-    for _ in range(0, SAMPLE, PAGE):
-        page = store.scroll(limit=PAGE, start=start)
-        yield from (stored for stored in page.points if stored.point.payload["passage"] == 0)
-        if (start := page.next) is None:
-            return
+    pages = islice(pages_of(store, limit=PAGE), ceil(SAMPLE / PAGE))
+    return (stored for page in pages for stored in page if stored.point.payload["passage"] == 0)
 
 
 def _title(stored: "StoredPoint") -> str:

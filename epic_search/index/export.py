@@ -12,19 +12,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.audit import Progress, pages_of
+from epic_search.index.audit import Progress
 from epic_search.index.folder import Home
 from epic_search.index.passages import point_id
 from epic_search.index.place import IndexContents, place_of, stored_manifest
+from epic_search.index.store.protocol import StoredPoint, pages_of
 from epic_search.index.verify import LOCK_WAIT_SECONDS
-
-if TYPE_CHECKING:
-    from epic_search.index.store.protocol import StoredPoint
 
 LONG_TITLE = 100  # characters; one that fills most of a passage is cut with the text (see passages.cut)
 
@@ -102,7 +100,7 @@ class _Spool:
     ) -> None:
         self._passages.close()
 
-    def add(self, stored: "StoredPoint", *, with_vector: bool) -> None:
+    def add(self, stored: StoredPoint, *, with_vector: bool) -> None:
         """Keep a passage."""
         payload = stored.point.payload
         vector = stored.dense[""].tobytes() if with_vector else None
@@ -130,7 +128,7 @@ class _Spool:
             yield np.frombuffer(blob, np.float32)
 
 
-def _whole(page: "Sequence[StoredPoint]", contents: IndexContents) -> "list[StoredPoint]":
+def _whole(page: Sequence[StoredPoint], contents: IndexContents) -> list[StoredPoint]:
     """The points of documents that are stored whole, and in one version."""
     versions = contents.versions(sorted({stored.point.payload["id"] for stored in page}))
 

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 
 from epic_search.errors import UserError
-from epic_search.index.audit import pages_of
 from epic_search.index.checksum import checksum
 from epic_search.index.contents import Contents
 from epic_search.index.folder import existing_index, make_folder, target_folder
@@ -22,7 +21,7 @@ from epic_search.index.server_contents import ServerContents
 from epic_search.index.server_place import existing_collection, target_collection
 from epic_search.index.store.collection import Layout
 from epic_search.index.store.connection import Server
-from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore
+from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint, VectorStore, pages_of
 from epic_search.index.store.server import ServerStore
 from epic_search.index.taught import QUERY
 from epic_search.index.taught_folder import TaughtFolder
@@ -145,8 +144,6 @@ def _copy_taught(source: TaughtPlace, target: TaughtPlace) -> int:
     with closing(pairs):
         store, sent = None, list[str]()
         for page in pages_of(pairs):
-            if not page:
-                break
             if store is None:
                 schema = Schema({name: len(vector_E) for name, vector_E in page[0].dense.items()})
                 store = target.open(schema) or target.create(schema)
@@ -212,8 +209,7 @@ def _fetch(
             held, total = done.get((id, mark.version, mark.passages), (0, 0))
             done[id, mark.version, mark.passages] = held + 1, total + sum
             rows.append((point, stored))
-        if rows:
-            _put(store, rows)
+        _put(store, rows)
         read += len(page)
         if progress is not None:
             progress(read, there.passages)

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,7 @@ from epic_search.index.feedback import chosen_reach
 from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.connection import ServerError
-from epic_search.index.store.protocol import Point, Schema, StoreQuery, shortened
+from epic_search.index.store.protocol import Point, Schema, StoreQuery, pages_of, shortened
 from epic_search.index.taught_pair import Lesson, TaughtPair, answer_of, as_pair, label, pair_id
 
 if TYPE_CHECKING:
@@ -283,18 +282,18 @@ class Taught:
     def _follow(self, store: "VectorStore") -> None:
         """Note the pairs whose document is gone; make anew those whose document or task has changed."""
         changed = []
-        points = points_of(store)
-        while page := list(islice(points, PAGE)):
-            for point in page:
+        for page in pages_of(store, limit=PAGE, vectors=False):
+            points = [stored.point for stored in page]
+            for point in points:
                 if (made_by := point.payload["encoder"]) != self._encoder.fingerprint:
                     raise UserError(
                         f"what index '{self._manifest.name}' was taught is of another encoder (fingerprint "
                         f"{made_by[:12]}, and this is {self._encoder.fingerprint[:12]}); remove {self._place.where} "
                         "and teach again"
                     )
-            documents = {point.payload["document"] for point in page} - {None}
+            documents = {point.payload["document"] for point in points} - {None}
             versions = self._contents.versions(sorted(documents))
-            for point in page:
+            for point in points:
                 document = point.payload["document"]
                 if document is not None and document not in versions:
                     self._stale.add(point.id)
@@ -338,12 +337,7 @@ class Taught:
 
 def points_of(store: "VectorStore") -> Iterator[Point]:
     """All points of a store, without their vectors."""
-    start: str | None = None
-    while True:
-        page = store.scroll(limit=PAGE, start=start, vectors=False)
-        yield from (stored.point for stored in page.points)
-        if (start := page.next) is None:
-            return
+    return (stored.point for page in pages_of(store, limit=PAGE, vectors=False) for stored in page)
 
 
 def as_stored(whole_NE: np.ndarray, dim: int) -> np.ndarray:

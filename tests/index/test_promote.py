@@ -1,34 +1,18 @@
 """An index moved to a server and back keeps its vectors, its rankings and what it is."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from stand_in import NoTies
-from stub_server import StubServer
 
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
-from epic_search.index import Searcher, audit, index_corpus, list_indexes
+from epic_search.index import Searcher, index_corpus, list_indexes
 from epic_search.index.promote import promote, pull
-from epic_search.index.store import connection
-from epic_search.index.store.connection import Server
+from epic_search.index.store import connection, protocol
 from epic_search.index.taught_pair import Lesson
 from epic_search.index.ways import Ways, set_ways
 
 UPSERT = r"PUT .*/points$"
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture
-def there(stub: StubServer) -> Server:
-    return Server(stub.url)
 
 
 @pytest.fixture
@@ -71,7 +55,7 @@ def test_what_was_moved_is_indexed_further(stub, there, corpus, encoder, home):
 
 
 def test_it_is_there_in_one_step_and_goes_on_where_it_was_cut_off(stub, there, corpus, encoder, home, monkeypatch):
-    monkeypatch.setattr(audit, "PAGE", 50)
+    monkeypatch.setattr(protocol, "PAGE", 50)
     monkeypatch.setattr(connection, "TRIES", 1)
     index_corpus(corpus(300), name="test", encoder=encoder, home=home)
     stub.fail_from(UPSERT, 4, after=True)
@@ -85,7 +69,7 @@ def test_it_is_there_in_one_step_and_goes_on_where_it_was_cut_off(stub, there, c
 
 
 def test_what_changed_since_a_try_that_was_cut_off(stub, there, corpus, encoder, home, monkeypatch):
-    monkeypatch.setattr(audit, "PAGE", 50)
+    monkeypatch.setattr(protocol, "PAGE", 50)
     monkeypatch.setattr(connection, "TRIES", 1)
     index_corpus(corpus(300), name="test", encoder=encoder, home=home)
     stub.fail_from(UPSERT, 4)
@@ -159,7 +143,7 @@ def test_pull_keeps_what_is_here(stub, there, corpus, encoder, home):
 def test_pull_that_was_cut_off_is_begun_again(stub, there, corpus, encoder, home, monkeypatch):
     index_corpus(corpus(300), name="test", encoder=encoder, home=there)
     monkeypatch.setattr(connection, "TRIES", 1)
-    monkeypatch.setattr(audit, "PAGE", 50)
+    monkeypatch.setattr(protocol, "PAGE", 50)
     stub.fail_from("points/scroll", 3)
     with pytest.raises(UserError):
         pull("test", home=home, server=there)

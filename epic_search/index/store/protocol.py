@@ -3,7 +3,7 @@
 Shapes: P points, Q queries, E dimensions of a vector, T terms of a sparse vector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from epic_search.index.filters import FieldType, Filter
 
 UNIT_TOLERANCE = 1e-3
+PAGE = 512  # points read at once
 LEXICAL = "bm25"  # the name of the sparse vector
 SHORT = "short"  # the name of the vectors of the first stage
 FACET_TYPES: tuple[FieldType | None, ...] = ("keyword", "int", "bool")
@@ -181,6 +182,17 @@ def shortened(vectors_NE: np.ndarray, width: int) -> np.ndarray:
     """(N, width) unit-length vectors: the first dimensions of longer ones (see `encoder.matryoshka`)."""
     short_NE = vectors_NE[:, :width]
     return short_NE / np.maximum(np.linalg.norm(short_NE, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def pages_of(store: VectorStore, *, limit: int | None = None, vectors: bool = True) -> Iterator[list[StoredPoint]]:
+    """All points of a store, `limit` (None: PAGE) at a time, in the order of their ids; with their vectors or not."""
+    start: str | None = None
+    while True:
+        page = store.scroll(limit=limit or PAGE, start=start, vectors=vectors)
+        if page.points:
+            yield page.points
+        if (start := page.next) is None:
+            return
 
 
 def first_bad_vector(vectors_PE: np.ndarray) -> int | None:
