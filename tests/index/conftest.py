@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from index_helpers import document
 from stand_in import StandIn
+from stub_server import StubServer
+
+from epic_search.index.store import connection
+from epic_search.index.store.connection import Server
 
 
 @pytest.fixture
@@ -21,6 +25,19 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def encoder() -> StandIn:
     return StandIn()
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
+    """What speaks Qdrant's REST interface over a socket; who asks it again need not wait."""
+    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
+    with StubServer() as stub:
+        yield stub
+
+
+@pytest.fixture
+def there(stub: StubServer) -> Server:
+    return Server(stub.url)
 
 
 @pytest.fixture

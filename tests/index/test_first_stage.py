@@ -1,10 +1,7 @@
 """An index whose short vectors find candidates: in a folder, on a server, and moved between the two."""
 
-from collections.abc import Iterator
-
 import pytest
 from stand_in import NoTies
-from stub_server import StubServer
 
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus
@@ -22,12 +19,6 @@ class Trained(NoTies):
     def __init__(self) -> None:
         super().__init__()
         self.config.matryoshka = [8, 16]
-
-
-@pytest.fixture
-def stub() -> Iterator[StubServer]:
-    with StubServer() as stub:
-        yield stub
 
 
 def rankings(home, name="test"):

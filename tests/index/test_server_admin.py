@@ -2,13 +2,11 @@
 
 import io
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from index_helpers import document
 from qdrant_client import models
-from stub_server import StubServer
 
 from epic_search.errors import UserError
 from epic_search.index import Searcher, index_corpus
@@ -17,23 +15,11 @@ from epic_search.index.place import place_of
 from epic_search.index.promote import promote, pull
 from epic_search.index.repair import repair_index
 from epic_search.index.store import connection
-from epic_search.index.store.connection import Server, ServerError
+from epic_search.index.store.connection import ServerError
 from epic_search.index.verify import verify_index
 
 COUNT = 60
 WORDS = " ".join(f"w{n}" for n in range(400))
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture
-def there(stub: StubServer) -> Server:
-    return Server(stub.url)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """An index on a Qdrant server behaves as one in a folder, and lives through what happens to servers."""
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 from stand_in import NoTies
-from stub_server import StubServer, Trouble
+from stub_server import Trouble
 
 from epic_search.encoder import Demonstration
 from epic_search.errors import UserError
@@ -20,24 +19,12 @@ QUERIES = ["word3", "about word7", "word12", "w1234 nowhere", "word30"]
 UPSERT, DELETE = r"PUT .*/points$", r"POST .*/points/delete$"
 
 
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
-    with StubServer() as stub:
-        yield stub
-
-
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Corpora of a hundred documents take many chunks, and a chunk several requests."""
     monkeypatch.setattr(indexer, "CHUNK_PASSAGES", 40)
     monkeypatch.setattr(indexer, "GROUP_DOCUMENTS", 20)
     monkeypatch.setattr(server, "REQUEST_POINTS", 25)
-
-
-@pytest.fixture
-def there(stub: StubServer) -> Server:
-    return Server(stub.url)
 
 
 @pytest.fixture

@@ -1,37 +1,23 @@
 """What is taught to an index on a server: as in a folder, from any number of machines at once, and with the index."""
 
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
 import pytest
 from stand_in import NoTies, StandIn
-from stub_server import StubServer, Trouble
+from stub_server import Trouble
 
 from epic_search.errors import UserError
 from epic_search.index import Searcher, delete_index, index_corpus, list_indexes
 from epic_search.index.place import place_of
 from epic_search.index.server_taught import TAUGHT
-from epic_search.index.store import connection
 from epic_search.index.store.connection import Server
 from epic_search.index.suggest import suggest
 from epic_search.index.taught_pair import Lesson, label
 from epic_search.index.ways import Ways, set_ways
 
 DEADLINE = 60
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
-    monkeypatch.setattr(connection, "FIRST_WAIT_SECONDS", 0.001)
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture
-def there(stub: StubServer) -> Server:
-    return Server(stub.url)
 
 
 @pytest.fixture
