@@ -72,10 +72,10 @@ class StoreQuery:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How two rankings become one: Qdrant's reciprocal rank fusion (after Cormack, Clarke and Büttcher, SIGIR 2009).
+    """How two rankings become one: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), with weights.
 
-    A point at place r (from 1) of the first `depth` of a ranking with weight w gets 1 / (r / w + k - 1) for it, and
-    the sum of both is its score. `weights`: of the dense and of the lexical ranking. The defaults were chosen by
+    A point at place r (from 1) of the first `depth` of a ranking with weight w gets 1 / (r / w + k - 1) for it, as in
+    Qdrant, and the sum of both is its score. Points of equal score are all at the mean of their places. `weights`: of the dense and of the lexical ranking. The defaults were chosen by
     benchmarks/hybrid.py: with the usual k of 60, the first hits of a good ranking count hardly more than the others.
     """
 
