@@ -136,9 +136,22 @@ def test_a_ranking_of_equal_scores_is_in_the_order_of_ids(write, encoder, home):
     same = [{"_id": f"s{n:03d}", "text": "river stone"} for n in range(100)]
     index_corpus(write(*same), name="test", encoder=encoder, home=home)
     with Searcher.open("test", home=home, encoder=encoder) as searcher:
-        for mode in ("dense", "lexical"):
+        for mode in ("dense", "lexical", "hybrid"):
             [hits] = searcher.search(["river"], k=5, offset=20, mode=mode)
             assert [hit.id for hit in hits] == [f"s{n:03d}" for n in range(20, 25)]
+
+
+def test_the_ranking_does_not_depend_on_how_the_corpus_was_written(write, encoder, home, there):
+    """Where many are equal, by words and by meaning: in another order, built again, and on a server."""
+    rows = [{"_id": f"d{n:02d}", "text": f"{WORDS[n % 5]} river {WORDS[5 + n % 3]}"} for n in range(150)]
+    found = []
+    for place, name, order in [(home, "a", rows), (home, "b", rows), (home, "c", rows[::-1]), (there, "a", rows[::-1])]:
+        index_corpus(write(*order), name=name, encoder=encoder, home=place)
+        with Searcher.open(name, home=place, encoder=encoder) as searcher:
+            rankings = searcher.search(["river apple", "the stone", "honey", "tiger river light"], k=40)
+            found.append([[(hit.id, pytest.approx(hit.score, rel=1e-6)) for hit in hits] for hits in rankings])
+    assert found[0] == found[1] == found[2] == found[3]
+    assert all(len(hits) == 40 for hits in found[0])
 
 
 def test_a_long_document_is_one_hit(write, encoder, home):

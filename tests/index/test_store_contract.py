@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from math import isclose
 from pathlib import Path
 
 import numpy as np
@@ -344,63 +345,7 @@ class TestFusion:
                 for n in range(10):
                     assert len({match.score for match in matches if match.payload["n"] % 10 == n}) <= 1
             store.delete([point.id for point in points(count)])
-        assert found[0] == found[1] and len(found[0][0]) == count
-
-    def test_a_query_without_a_term_finds_nothing(self, store):
-        filled(store, 20)
-        found = store.search([StoreQuery(sparse=sparse({})[0]), StoreQuery(sparse=sparse({99: 1.0})[0])], limit=5)
-        assert found == [[], []]
-
-    def test_unsound_sparse_vectors_cannot_be_made(self):
-        good = np.array([1, 2], dtype=np.uint32), np.array([1, 2], dtype=np.float32)
-        for terms_T, weights_T in [
-            (good[0], good[1][:1]),
-            (good[0][::-1], good[1]),
-            (good[0][[0, 0]], good[1]),
-            (good[0], good[1] * np.nan),
-            (good[0].astype(np.int64), good[1]),
-        ]:
-            with pytest.raises(AssertionError):
-                Sparse(terms_T, weights_T)
-
-
-class TestFusion:
-    @pytest.mark.parametrize("fusion", [Fusion(), Fusion(depth=7, k=2), Fusion(depth=20, k=10, weights=(3.0, 1.0))])
-    def test_reciprocal_ranks(self, store, fusion):
-        filled(store)
-        queries = [
-            StoreQuery(vector_E, sparse({n: 1.0, n + 7: 1.0, n + 9: 1.0})[0])
-            for n, vector_E in enumerate(vectors(10, seed=5))
-        ]
-        found = store.search(queries, limit=2 * fusion.depth, fusion=fusion)
-        for query, matches in zip(queries, found, strict=True):
-            legs = [StoreQuery(query.dense_E), StoreQuery(sparse=query.sparse)]
-            rankings = store.search(legs, limit=2 * fusion.depth)
-            assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in matches} == fused(rankings, fusion)
-
-    def test_equal_scores_share_their_place(self, opened):
-        """However they were written: each tenth of the points has the same vector and the same words."""
-        schema, count = Schema({"": DIM}, lexical=True), 120
-        query = StoreQuery(vectors(10)[0] + 0.01 * vectors(10)[1], sparse({3: 1.0, 4: 1.0})[0])
-        query = StoreQuery(query.dense_E / np.linalg.norm(query.dense_E), query.sparse)
-        vectors_PE, stored = vectors(10)[np.arange(count) % 10], [terms(10)[n % 10] for n in range(count)]
-        found = []
-        for order, batch in [(range(count), 40), (range(count)[::-1], 17), (np.argsort(vectors(count)[:, 0]), 120)]:
-            store = opened(schema)
-            for first in range(0, count, batch):
-                some = list(order[first : first + batch])
-                store.upsert([points(count)[n] for n in some], {"": vectors_PE[some]}, sparse=[stored[n] for n in some])
-            for fusion in (Fusion(), Fusion(depth=9)):
-                [matches] = store.search([query], limit=count, fusion=fusion)
-                found.append([(match.id, match.score) for match in matches])
-                assert found[-1] == sorted(found[-1], key=lambda one: (-one[1], one[0]))
-                for n in range(10):
-                    assert len({match.score for match in matches if match.payload["n"] % 10 == n}) <= 1
-            store.close()
-            for delete in [store.delete] if hasattr(store, "collection") else []:
-                delete([point.id for point in points(count)])
-        assert found[0] == found[2] == found[4] and len(found[0]) == count
-        assert found[1] == found[3] == found[5] == [], "who has which of more equals than were asked for?"
+        assert found[0] == found[1] and len(found[0][0]) == 108, "nine groups begin within the first hundred places"
 
     def test_a_query_without_a_term_is_a_dense_one(self, store):
         filled(store, 20)
@@ -572,7 +517,9 @@ def fused(rankings: list[list[Match]], fusion: Fusion) -> dict[int, float]:
     scores: dict[int, float] = {}
     for ranking, weight in zip(rankings, fusion.weights, strict=True):
         for match in ranking:
-            equals = [p for p, other in enumerate(ranking, 1) if abs(other.score - match.score) <= 1e-5 * match.score]
+            equals = [
+                p for p, other in enumerate(ranking, 1) if isclose(other.score, match.score, rel_tol=1e-5, abs_tol=1e-6)
+            ]
             is_cut = len(ranking) == 2 * fusion.depth and equals[-1] == len(ranking)
             if equals[0] <= fusion.depth and not is_cut:
                 n = match.payload["n"]
