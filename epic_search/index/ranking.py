@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from epic_search.index.filters import Filter
 from epic_search.index.store.edge_worker import NEXT_TIER, TIER
 from epic_search.index.store.fusion import REACH
-from epic_search.index.store.protocol import Fusion, Match, StoreQuery, VectorStore
+from epic_search.index.store.protocol import Fusion, Match, StoreQuery, VectorStore, is_ours
 
 DEEPER = NEXT_TIER  # how many times more is asked for when it was too little
 SPARE = 8  # matches asked for beyond those needed, among which equal scores mostly end
@@ -46,8 +46,8 @@ def rank(
 ) -> list[list[Match]]:
     """For each query the first `need` best matches of different keys, best first; fewer where there are no more.
 
-    `passages`: how many the store holds, or held a moment ago. `fields`: what matches carry of their payload; `id` must
-    be among it.
+    `passages`: how many the store holds, or held a moment ago. `fields`: what matches carry of their payload; `id`
+    and `passage` must be among it.
     """
     rankings = [_Ranking(query) for query in queries]
     options: dict[str, Any] = {"filter": filter, "fields": fields}
@@ -104,7 +104,8 @@ def _kind(query: StoreQuery) -> Kind:
 def _best(matches: Sequence[Match], key: Key, *, beside: dict[Hashable, Match]) -> list[Match]:
     """The best match of each key that is not kept already; equal scores in the order of ids and passages."""
     best: dict[Hashable, Match] = {}
-    for match in sorted(matches, key=lambda m: (-m.score, m.payload["id"], m.payload.get("passage", 0))):
+    passages = [match for match in matches if is_ours(match.payload)]
+    for match in sorted(passages, key=lambda m: (-m.score, m.payload["id"], m.payload["passage"])):
         if (mine := key(match)) not in beside:
             best.setdefault(mine, match)
     return list(best.values())

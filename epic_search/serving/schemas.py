@@ -18,6 +18,7 @@ MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_PAIRS = 10_000
 MAX_SPOTS = 200
+MAX_SUGGESTED = 1000
 
 Query = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 Task = Annotated[str, Field(max_length=QUERY_CHARACTERS)]
@@ -291,6 +292,36 @@ class TeachRequest(Request):
     """What is to be taught; all of it or, after a mistake, nothing."""
 
     lessons: Annotated[list[Lesson], Field(min_length=1, max_length=MAX_PAIRS)]
+
+
+class SuggestRequest(Request):
+    """What is worth teaching next. `queries`: to choose from; without any, titles of documents are.
+
+    `by`: see `epic-search teach suggest`; the default is margin for queries and coverage for titles.
+    """
+
+    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_SUGGESTED)] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_SUGGESTED)] = 10
+    by: Literal["margin", "coverage"] | None = None
+
+
+class SuggestionAnswer(BaseModel):
+    """A query to judge, and its best hit.
+
+    `margin`: by how much the best document's cosine is above the second's; `similarity`: to the nearest taught query.
+    """
+
+    query: str
+    hit: HitAnswer
+    margin: float
+    similarity: float | None
+
+
+class SuggestAnswer(BaseModel):
+    """What is worth judging, the first first."""
+
+    index: str
+    suggestions: list[SuggestionAnswer]
 
 
 class TaughtAnswer(BaseModel):
