@@ -88,7 +88,7 @@ def _complete(
                 ranking.kept = {key(match): match for match in ranking.matches}
             ranking.is_complete = (
                 len(ranking.matches) >= need
-                or (are_all and (kind != "fused" or REACH * fusion.depth > passages))
+                or (are_all and (kind != "fused" or fusion.depth >= passages))
                 or (least is not None and bool(matches) and matches[-1].score < least)
             )
         unfinished = [ranking for ranking in unfinished if not ranking.is_complete]

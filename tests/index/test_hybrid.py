@@ -122,6 +122,8 @@ def test_a_lexical_search_needs_no_encoder(corpus, home, encoder):
 def test_pages_are_one_ranking_cut_in_pieces(searcher, mode, monkeypatch):
     monkeypatch.setattr("epic_search.index.searcher.RRF", Fusion(depth=20))  # pages go far beyond
     for query in ("river", "river stone word7"):
+        [few] = searcher.search([query], k=1000, mode=mode, filter="year < 2008")  # between one depth and twice as many
+        assert mode == "lexical" or len(few) == sum(row(n)["year"] < 2008 for n in range(COUNT))
         [whole] = searcher.search([query], k=1000, mode=mode)
         pages = [
             hit for offset in range(0, COUNT, 7) for hit in searcher.search([query], k=7, offset=offset, mode=mode)[0]
