@@ -39,7 +39,7 @@ class Client:
         for option, value, most in (("-k", question.k, MAX_K), ("--offset", question.offset, MAX_OFFSET)):
             if value > most:
                 raise UserError(
-                    f"{option} {value:,} is more than the {most:,} that the server at {self.url} allows, which has this "
+                    f"{option} {value:,} is more than the {most:,} that the server at {self.url} allows, which has the "
                     f"index open; give {option} {most} or less, or stop the server to search without that limit"
                 )
         asked = {name: value for name, value in asdict(question).items() if value is not None}
