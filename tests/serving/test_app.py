@@ -225,9 +225,7 @@ def test_embeddings_are_those_of_the_encoder(open_app: Open, tiny_encoder: Encod
     assert np.allclose(np.array([row["embedding"] for row in queries["data"]]), expected_NE, atol=1e-5)
 
 
-def test_the_map_places_documents_whose_ids_fit_in_no_address(
-    home: Path, open_app: Open, tiny_encoder: Encoder
-) -> None:
+def test_the_map_places_documents_of_very_long_ids(home: Path, open_app: Open, tiny_encoder: Encoder) -> None:
     ids = [f"{n}/" + "\N{OTTER}" * 1000 for n in range(100)]
     corpus = home.parent / "long.jsonl"
     corpus.write_text("".join(json.dumps({"_id": id, "text": f"The otter {id[:2]}"}) + "\n" for id in ids))
