@@ -12,6 +12,7 @@ const quoted = (text) => `"${String(text).replace(/[\\"]/g, "\\$&")}"`;
 
 export class Filters {
   #chosen = new Map(); // field -> values
+  #types = {}; // of the index's fields
   #fields = []; // those that are counted
   #isNew = true;
 
@@ -25,12 +26,12 @@ export class Filters {
   // Begin anew with the fields of another index.
   use(fields) {
     this.#chosen.clear();
+    this.#types = fields;
     this.#fields = Object.keys(fields).filter((name) => COUNTED.includes(fields[name])).slice(0, FIELDS);
     this.#isNew = true;
     this.list.hidden = true;
     const [name, type] = Object.entries(fields).find(([field]) => field !== "id") ?? ["id", "keyword"];
     this.input.placeholder = `${name} ${type === "keyword" ? "= …" : type === "bool" ? "= true" : ">= …"}`;
-    this.explain(null);
   }
 
   get typed() {
@@ -39,6 +40,21 @@ export class Filters {
 
   get fields() {
     return this.#fields;
+  }
+
+  // The values chosen as chips, as pairs of a field and a value.
+  get chosen() {
+    return [...this.#chosen].flatMap(([field, values]) => [...values].map((value) => [field, value]));
+  }
+
+  set chosen(pairs) {
+    this.#chosen.clear();
+    for (const [field, value] of pairs) {
+      if (!Object.hasOwn(this.#types, field)) continue;
+      this.#chosen.set(field, (this.#chosen.get(field) ?? new Set()).add(value));
+    }
+    const keys = this.chosen.map((one) => JSON.stringify(one));
+    for (const chip of this.list.querySelectorAll("button")) chip.ariaPressed = keys.includes(chip.dataset.facet);
   }
 
   // What the server is asked: what was typed comes first, so that positions in it are easily found again.
@@ -67,13 +83,15 @@ export class Filters {
 
   // Chips for the values of the fields, as the server has counted them.
   show(facets) {
-    if (this.#isNew) {
-      // A field whose values are all different tells nothing here.
-      this.#fields = this.#fields.filter((field) => facets[field]?.[0]?.documents > 1).slice(0, SHOWN_FIELDS);
+    // A field whose values are all different tells nothing here. That is known when all documents were counted.
+    const tells = (field) => this.#chosen.has(field) || facets[field]?.[0]?.documents > 1;
+    const telling = this.#isNew ? this.#fields.filter(tells).slice(0, SHOWN_FIELDS) : this.#fields;
+    if (!this.text) {
+      this.#fields = telling;
       this.#isNew = false;
     }
     const focused = document.activeElement?.dataset?.facet;
-    const groups = this.#fields.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
+    const groups = telling.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
     this.list.replaceChildren(...groups);
     this.list.hidden = groups.length === 0;
     if (focused) [...this.list.querySelectorAll("button")].find((chip) => chip.dataset.facet === focused)?.focus();
