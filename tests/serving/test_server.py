@@ -118,8 +118,13 @@ def test_what_the_query_command_asks_too_much_of_is_said_in_its_own_words(served
         done = command(served.home, "query", "the otter", option, str(value))
         assert done.exit_code == 2
         words = " ".join(done.stderr.split())
-        assert f"{option} {value:,} is more than the {most:,} that the server at {served.url} allows" in words
+        assert f"{option} {value} is more than the {most:,} that the server at {served.url} allows" in words
         assert f"give {option} {most} or less, or stop the server" in words
+    long = command(served.home, "query", "otter " * 2000)
+    assert long.exit_code == 2 and "the query has 12,000 characters" in long.stderr
+    busy = command(served.home, "indexes", "delete", "notes", "--yes")
+    said = " ".join(busy.stderr.split())
+    assert busy.exit_code == 2 and f"process {served.process.pid}, which serves it at {served.url}; " in said
 
 
 def test_the_index_of_a_server_that_was_killed_is_free_again(home: Path) -> None:
@@ -239,6 +244,7 @@ def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> N
 
     for parts, status in [
         ((b"nonsense\r\n\r\n",), 400),
+        ((b"GET /?" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",), 431),
         ((b"GET / HTTP/1.1\r\n", *[b"X-Header: " + b"x" * 4000 + b"\r\n"] * 200), 431),
         ((b"GET / HTTP/1.1\r\nHost: ",), 408),  # and then nothing
     ]:

@@ -179,7 +179,12 @@ def test_facets_and_the_filter_narrow_a_search(open_page) -> None:
     chosen = page.locator(".chip[aria-pressed=true]")
     expect(chosen).to_be_focused()
     assert "heron" in chosen.inner_text()
+    page.get_by_role("button", name="animal lynx, 4 documents").click()
+    expect(page.locator("#hits li")).to_have_count(8)
     page.fill("#filter", "number > 12 or number = 1")
+    expect(page.locator("#hits li")).to_have_count(5)
+    expect(page.get_by_role("button", name="animal otter")).to_have_text("otter")  # how many there are is not known now
+    page.get_by_role("button", name="animal lynx, 2 documents").click()
     expect(page.locator("#hits li")).to_have_count(3)
     chosen.click()
     expect(page.locator("#hits li")).to_have_count(10)
