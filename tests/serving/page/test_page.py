@@ -68,6 +68,10 @@ def test_what_is_searched_is_in_the_address(open_page) -> None:
     page.reload()
     expect(page.locator("#hits li")).to_have_count(2)
     assert page.input_value("#filter") == "number<10"
+    page.evaluate("() => { location.hash = '#q=heron&mode=lexical' }")  # as one who changes it by hand
+    expect(page.locator("#hits li")).to_have_count(4)
+    page.go_back()
+    expect(page.locator("#hits li")).to_have_count(2)
 
 
 def test_back_and_forward_go_from_search_to_search(open_page) -> None:
@@ -270,6 +274,16 @@ def test_everything_works_from_the_keyboard(open_page) -> None:
     expect(page.locator("#query")).to_be_focused()
     outline = page.evaluate("() => getComputedStyle(document.querySelector('.box')).boxShadow")
     assert outline != "none"
+
+
+def test_the_keyboard_begins_at_the_best_hit_of_each_search(open_page) -> None:
+    page = open_page(place="#mode=lexical")
+    ask(page, "otter")
+    best = titles(page)[0]
+    ask(page, "otter barn" if best != "The otter of the barn" else "otter river")
+    assert best in titles(page)[1:]
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#hits li").first).to_be_focused()
 
 
 def test_the_map_names_and_opens_documents(open_page) -> None:
