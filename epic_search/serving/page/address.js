@@ -1,5 +1,5 @@
-// What is searched, in the address, so that it can be shared, reloaded and gone back to. It stands after the #: that part
-// is never sent to a server.
+// What is searched, in the address, so that it can be shared, reloaded and gone back to. It stands after the #: that
+// part is never sent to a server.
 
 const PAUSE = 2000; // milliseconds without a key after which what is typed is another search
 
