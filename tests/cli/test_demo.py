@@ -33,7 +33,9 @@ def test_demo_then_query(run: Run) -> None:
     assert printed.count(f"? {demo.RELATED}\n") == 2
     assert run("teach", "list").stdout == "", "the index is left as it was"
     assert 'epic-search query "your own question"' in printed
-    assert json.loads(run("query", "a question", "--json").stdout)["index"] == demo.INDEX
+    found = json.loads(run("query", "a question", "--facet", "kind", "--facet", "module", "--json").stdout)
+    assert found["index"] == demo.INDEX
+    assert all(found["facets"].values()), "there is something to narrow a search by"
 
 
 def test_demo_again_encodes_nothing(run: Run) -> None:
