@@ -151,9 +151,11 @@ def index(
         )
     if json:
         console.print_json(asdict(report))
-        return
-    print_report(report)
-    console.next_command(f'epic-search query "..." --index {report.name}')
+    else:
+        print_report(report)
+    _require_used(report)
+    if not json:
+        console.next_command(f'epic-search query "..." --index {report.name}')
 
 
 def default_name(sources: "Sequence[str]") -> str:
@@ -265,6 +267,22 @@ def print_report(report: "IndexReport") -> None:
             console.note(f"- {problem}")
         if (more := report.skipped - len(report.problems)) > 0:
             console.note(f"- and {more:,} more")
+
+
+def _require_used(report: "IndexReport") -> None:
+    """Raise UserError where nothing of the sources could be used; say so where that is most of them."""
+    used = report.added + report.changed + report.unchanged
+    rows = used + report.skipped
+    if report.skipped and not used:
+        raise UserError(
+            f"none of the {rows:,} rows or files could be used, the first is {report.problems[0]}; "
+            "correct them and run this again"
+        )
+    if report.skipped > used:
+        console.note(
+            f"most rows or files were skipped ({report.skipped:,} of {rows:,}), and no search finds them; correct them "
+            "and run this again, or stop at the first one with --strict"
+        )
 
 
 def _encoder_of(name: str, home: "Home") -> tuple[str, int | None]:

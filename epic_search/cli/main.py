@@ -18,7 +18,8 @@ from epic_search.cli.serve import serve
 
 EPILOG = """\
 Exit codes: 0 done; 1 something that was looked at is not in order (a damaged index, a task that failed), or a bug;
-2 a mistake in what was given, said in one sentence; 130 interrupted; 141 the reader of the output went away.
+2 a mistake in what was given, said in one sentence (a corpus of which no row can be used is one, too); 130 interrupted;
+141 the reader of the output went away.
 
 Every option can come from a variable, EPIC_SEARCH_COMMAND_OPTION, or from epic-search.toml: see epic-search config.
 """

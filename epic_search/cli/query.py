@@ -198,8 +198,11 @@ def _opened(
         yield partial(ask, searcher, prompt=prompt_of(searcher, question))
 
 
-def latest_index(home: "Home") -> str:
-    """The only index in `home`, or the one updated last (said on stderr); UserError when there is none."""
+def latest_index(home: "Home", *, choose: str = "--index NAME") -> str:
+    """The only index in `home`, or the one updated last (said on stderr); UserError when there is none.
+
+    `choose`: how to name another one.
+    """
     from epic_search.index import list_indexes
 
     found = [info for info in list_indexes(home) if info.problem is None]
@@ -207,7 +210,7 @@ def latest_index(home: "Home") -> str:
         raise UserError(f"there is no index in {home}; make one with: epic-search index CORPUS.jsonl")
     latest = max(found, key=lambda info: info.updated)
     if len(found) > 1:
-        console.note(f"asking {latest.name!r}, of {len(found)} indexes the one updated last; choose with --index NAME")
+        console.note(f"taking {latest.name!r}, of {len(found)} indexes the one updated last; choose with {choose}")
     return latest.name
 
 

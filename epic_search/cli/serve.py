@@ -82,7 +82,7 @@ def serve(
     from epic_search.serving.server import serve as run
     from epic_search.serving.shelf import Shelf
 
-    chosen = list(dict.fromkeys(names or [latest_index(home)]))
+    chosen = list(dict.fromkeys(names or [latest_index(home, choose="epic-search serve NAME ...")]))
     for name in chosen:
         made_by(name, home)
     check_token(token or None, host=host)

@@ -41,6 +41,7 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 COMPARISONS: dict[str, Comparison] = {"=": "=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+ELSEWHERE = {"==": "=", "=>": ">=", "=<": "<=", "<>": "!="}  # comparisons of other languages, and ours
 ORDERED = ("int", "float", "datetime")
 VALUES = {
     "int": f"a whole number up to {MAX_INT:,} such as 2024",
@@ -142,7 +143,9 @@ class _Parser:
     def _value(self, field: str, kind: FieldType) -> Value:
         token = self._token
         if token.kind not in ("word", "quoted"):
-            raise self._error(f"expected a value here ('{field}' is of type {kind})")
+            written = self._text[max(0, token.start - 1) : token.start + 1]
+            hint = f"; for '{written}' write '{ELSEWHERE[written]}'" if written in ELSEWHERE else ""
+            raise self._error(f"expected a value here ('{field}' is of type {kind}){hint}")
         value = typed(token.text, kind)
         if value is None:
             raise self._error(f"'{token.text}' does not fit '{field}', which is of type {kind}: write {VALUES[kind]}")

@@ -126,4 +126,5 @@ def _holder(fd: int) -> tuple[str, bool]:
         return f"the store of process {pid}, which was killed and whose last write is not done", True
     except PermissionError:
         pass  # it runs, as another user
-    return f"process {pid}", False
+    serves = f", which serves it at {content['url']}" if "url" in content else ""
+    return f"process {pid}{serves}", False

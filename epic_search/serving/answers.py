@@ -15,7 +15,7 @@ from epic_search.index.answer import Question, ask
 from epic_search.index.suggest import suggest as suggestions
 from epic_search.index.taught import as_stored
 from epic_search.index.taught_pair import TaughtPair
-from epic_search.serving import schemas
+from epic_search.serving import limits, schemas
 from epic_search.serving.problems import ApiError
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ def document(indexes: "Indexes", index: str, document_id: str) -> schemas.Docume
     return schemas.DocumentAnswer(**asdict(found))
 
 
-def corpus_map(shelf: "Shelf", index: str, document_ids: Sequence[str]) -> schemas.MapAnswer:
-    """Where these documents lie, or, without any, a sample of all."""
+def corpus_map(shelf: "Shelf", index: str, document_ids: Sequence[str] | None = None) -> schemas.MapAnswer:
+    """Where these documents lie, or a sample of all."""
     with shelf.use(index) as searcher:
-        spots = searcher.map.spots(document_ids) if document_ids else searcher.map.sample()
+        spots = searcher.map.sample() if document_ids is None else searcher.map.spots(document_ids)
     return schemas.MapAnswer(
         index=index,
         ids=[spot.id for spot in spots],
@@ -207,7 +207,7 @@ def _pairs(pairs: Sequence[TaughtPair]) -> list[schemas.TaughtAnswer]:
 def _tokens(encoder: "SharedEncoder", texts: Sequence[str]) -> int:
     """How many tokens the texts have; raises ApiError for one that would be cut."""
     longest = encoder.config.max_length
-    lengths = [len(ids) for ids in encoder.token_ids(texts, max_length=schemas.TEXT_CHARACTERS)]
+    lengths = [len(ids) for ids in encoder.token_ids(texts, max_length=limits.TEXT_CHARACTERS)]
     for i, length in enumerate(lengths):
         if not texts[i].strip():
             raise ApiError(422, f"text {i} of 'input' is empty", "leave it out")

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp
 
 from epic_search import __version__
-from epic_search.serving import answers, handlers, page_files, problems, schemas
+from epic_search.serving import answers, handlers, limits, page_files, problems, schemas
 from epic_search.serving.gate import Gate
 from epic_search.serving.log import Journal, LogStyle
 from epic_search.serving.metrics import Metrics
@@ -89,15 +89,14 @@ def _add_indexes(app: FastAPI, service: Service) -> None:
         return await gate.answer(request, lambda: answers.document(shelf, name, document_id))
 
     @app.get("/indexes/{name}/map", tags=["indexes"])
-    async def corpus_map(
-        request: Request,
-        name: str,
-        document: Annotated[
-            list[schemas.DocumentId] | None, Query(description="Only these.", max_length=schemas.MAX_SPOTS)
-        ] = None,
-    ) -> schemas.MapAnswer:
-        """Documents in a plane: a sample, or those asked for."""
-        return await gate.answer(request, lambda: answers.corpus_map(shelf, name, document or []))
+    async def corpus_map(request: Request, name: str) -> schemas.MapAnswer:
+        """Documents in a plane: a sample of all."""
+        return await gate.answer(request, lambda: answers.corpus_map(shelf, name))
+
+    @app.post("/indexes/{name}/map", tags=["indexes"])
+    async def places(request: Request, name: str, body: schemas.PlacesRequest) -> schemas.MapAnswer:
+        """Where in that plane documents lie; those that are not in the index are left out."""
+        return await gate.answer(request, lambda: answers.corpus_map(shelf, name, body.documents))
 
     @app.get("/indexes/{name}/demonstrations", tags=["demonstrations"])
     async def demonstrations(request: Request, name: str) -> schemas.DemonstrationsAnswer:
@@ -118,7 +117,7 @@ def _add_indexes(app: FastAPI, service: Service) -> None:
     async def forget(
         request: Request,
         name: str,
-        query: Annotated[str | None, Query(description="Its pairs go.", max_length=schemas.QUERY_CHARACTERS)] = None,
+        query: Annotated[str | None, Query(description="Its pairs go.", max_length=limits.QUERY_CHARACTERS)] = None,
         label: Annotated[list[str] | None, Query(description="Only its pairs with these labels.")] = None,
         everything: Annotated[bool, Query(description="All pairs go, of all queries.")] = False,
     ) -> schemas.ForgottenAnswer:

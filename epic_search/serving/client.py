@@ -18,6 +18,7 @@ from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import LOCK_FILE, served_at
 from epic_search.index.manifest import Manifest
 from epic_search.index.taught_pair import Lesson, TaughtPair
+from epic_search.serving.limits import MAX_K, MAX_OFFSET, QUERY_CHARACTERS
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question
@@ -33,9 +34,20 @@ class Client:
         self.url = url
 
     def ask(self, index: str, queries: Sequence[str], question: "Question") -> "tuple[list[Answer], Facets]":
-        """As `answer.ask`, by POST /search."""
+        """As `answer.ask`, by POST /search; says what the command line asks too much of in its own words."""
         from epic_search.index.answer import Answer
 
+        for option, value, most in (("-k", question.k, MAX_K), ("--offset", question.offset, MAX_OFFSET)):
+            if value > most:
+                raise UserError(
+                    f"{option} {value} is more than the {most:,} that the server at {self.url} allows, which has the "
+                    f"index open; give {option} {most} or less, or stop the server to search without that limit"
+                )
+        if longest := max((len(query) for query in queries if len(query) > QUERY_CHARACTERS), default=0):
+            raise UserError(
+                f"the query has {longest:,} characters, and the server at {self.url}, which has the index open, reads "
+                f"{QUERY_CHARACTERS:,}; give a shorter one, or stop the server"
+            )
         asked = {name: value for name, value in asdict(question).items() if value is not None}
         if "demonstrations" not in asked and "demos" in asked:
             asked["demonstrations"] = asked["demos"]

@@ -1,6 +1,7 @@
 """Every exception of a request as the answer that `problems` has for it, so that none ends in a traceback."""
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +14,7 @@ from epic_search.errors import UserError
 from epic_search.serving.batcher import Full
 from epic_search.serving.gate import CLIENT_HAS_GONE, ClientHasGone
 from epic_search.serving.problems import ApiError, busy, late, of_user_error
+from epic_search.serving.schemas import TAGS
 from epic_search.serving.ticket import Late
 
 
@@ -69,7 +71,7 @@ def _of_validation(errors: Any) -> ApiError:
     """The first mistake that pydantic found, in words."""
     first = errors[0]
     source, *path = first["loc"]
-    where = ".".join(str(part) for part in path)
+    where = ".".join(str(part) for part in path if part not in TAGS)
     match first["type"]:
         case "json_invalid":
             return ApiError(400, f"the body is not JSON: {first['ctx']['error']}", "send one JSON object in UTF-8")
@@ -80,10 +82,13 @@ def _of_validation(errors: Any) -> ApiError:
             return ApiError(422, "the body is not a JSON object", hint)
         case "allowed_keys":
             return ApiError(422, first["msg"], first["ctx"]["hint"])
+        case "neither":
+            said, _, hint = str(first["msg"]).partition("; ")
+            return ApiError(422, said, hint)
         case "missing":
             return ApiError(422, f"'{where}' is missing in the {source}", "GET /docs tells what belongs there")
-    message = str(first["msg"])
-    said = message[:1].lower() + message[1:]
+    message = f"{first['msg'][:1].lower()}{first['msg'][1:]}".replace(" after validation", "")
+    said = re.sub(r"a valid dictionary or .*", "an object", message)
     if where:
         given = json.dumps(first["input"]) if isinstance(first["input"], bool | int | float) else ""
         said = f"'{where}' in the {source}{given and f' is {given}'}: {said}"

@@ -52,8 +52,13 @@ class Tools:
             return SearchAnswer.model_validate(server.search(asked.model_dump(exclude_none=True) | {"index": name}))
         return answers.search(self, asked)
 
-    def get(self, index: str, document_id: str) -> DocumentAnswer:
-        """A document, from the server where there is one; raises UserError for one that is not there."""
+    def get(self, index: str | None, document_id: str) -> DocumentAnswer:
+        """A document, from the server where there is one; raises UserError for one that is not there.
+
+        An id may be in several indexes: where there are several, one must be named.
+        """
+        if index is None and len(self.names) > 1:
+            raise UserError(f"which index has '{document_id}'? give 'index', one of {', '.join(self.names)}")
         name = self._known(index)
         server = self._server(name)
         if server is not None:
@@ -104,8 +109,10 @@ def server(tools: Tools) -> MCPServer:
 
     @mcp.tool()
     async def get(
-        index: Annotated[str, Field(description=which)],
         id: Annotated[str, Field(description="The id of a document, as search returns it.")],
+        index: Annotated[
+            str | None, Field(description=f"{which} Where there are several: the one whose search returned the id.")
+        ] = None,
     ) -> DocumentAnswer:
         """Read a document: its title, all its passages in order and what else is known of it."""
         return await _told(lambda: tools.get(index, id))

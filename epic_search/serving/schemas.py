@@ -1,7 +1,7 @@
 """What clients send and get, as pydantic models: they check requests and are the schema at /openapi.json."""
 
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -9,16 +9,17 @@ from pydantic_core import PydanticCustomError
 from epic_search.index.filters import FieldType
 from epic_search.index.searcher import Mode
 from epic_search.index.ways import Demos
-
-QUERY_CHARACTERS = 10_000
-TEXT_CHARACTERS = 100_000
-MAX_QUERIES = 64
-MAX_TEXTS = 2048
-MAX_K = 1000
-MAX_OFFSET = 10_000
-MAX_PAIRS = 10_000
-MAX_SPOTS = 200
-MAX_SUGGESTED = 1000
+from epic_search.serving.limits import (
+    MAX_K,
+    MAX_OFFSET,
+    MAX_PAIRS,
+    MAX_QUERIES,
+    MAX_SPOTS,
+    MAX_SUGGESTED,
+    MAX_TEXTS,
+    QUERY_CHARACTERS,
+    TEXT_CHARACTERS,
+)
 
 Query = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 Task = Annotated[str, Field(max_length=QUERY_CHARACTERS)]
@@ -26,6 +27,19 @@ Text = Annotated[str, Field(min_length=1, max_length=TEXT_CHARACTERS)]
 DocumentId = Annotated[str, Field(min_length=1, max_length=QUERY_CHARACTERS)]
 FieldName = Annotated[str, Field(min_length=1, max_length=300)]
 IndexName = Annotated[str, Field(min_length=1, max_length=100, description="Default: the index that is served first.")]
+
+TEXT, LIST = Tag("(a text)"), Tag("(a list)")
+TAGS = (TEXT.tag, LIST.tag)
+"""What pydantic puts among the names of fields for which type a value was taken to be of."""
+
+
+def text_or_list(otherwise: str) -> Discriminator:
+    """Chooses between two types of a value, tagged TEXT and LIST; `otherwise` is said of a value that is neither."""
+    return Discriminator(
+        lambda value: TEXT.tag if isinstance(value, str) else LIST.tag if isinstance(value, list) else None,
+        custom_error_type="neither",
+        custom_error_message=otherwise,
+    )
 
 
 class Request(BaseModel):
@@ -86,9 +100,12 @@ class SearchRequest(Request):
     task: Annotated[Task, Field(description="What a query asks for, instead of the index's own task.")] | None = None
     demonstrations: (
         Annotated[
-            Annotated[Demos, Tag("mode")] | Annotated[list[DemonstrationPair], Field(max_length=64), Tag("pairs")],
+            Annotated[Demos, TEXT] | Annotated[list[DemonstrationPair], Field(max_length=64), LIST],
             Field(description="The index's own, the taught pairs most like the query, none, or these."),
-            Discriminator(lambda value: "pairs" if isinstance(value, list) else "mode"),
+            text_or_list(
+                "'demonstrations' is neither a word nor a list of pairs; "
+                f"send one of {', '.join(get_args(Demos))}, or pairs such as [{{'query': '...', 'passage': '...'}}]"
+            ),
         ]
         | None
     ) = None
@@ -162,8 +179,8 @@ class EmbeddingRequest(Request):
     """
 
     input: Annotated[
-        Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS), Tag("texts")],
-        Discriminator(lambda value: "texts" if isinstance(value, list) else "text"),
+        Annotated[Text, TEXT] | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS), LIST],
+        text_or_list('\'input\' is neither a text nor a list of texts; send "a text" or ["a text", "another"]'),
     ]
     model: Annotated[str, Field(min_length=1, max_length=300)]
     encoding_format: Literal["float", "base64"] = "float"
@@ -176,7 +193,9 @@ class EmbeddingRequest(Request):
     @classmethod
     def _texts_only(cls, value: Any) -> Any:
         given = value.get("input") if isinstance(value, dict) else None
-        if isinstance(given, list) and given and isinstance(given[0], int | list):
+        while isinstance(given, list) and given:
+            given = given[0]
+        if isinstance(given, int) and not isinstance(given, bool) and given is not value["input"]:
             hint = "send texts (for LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
             raise PydanticCustomError("allowed_keys", "token ids are of another model's tokenizer", {"hint": hint})
         return value
@@ -261,6 +280,12 @@ class DocumentAnswer(BaseModel):
     title: str
     passages: list[str]
     payload: dict[str, Any]
+
+
+class PlacesRequest(Request):
+    """Documents whose places on the map are wanted."""
+
+    documents: Annotated[list[DocumentId], Field(min_length=1, max_length=MAX_SPOTS)]
 
 
 class MapAnswer(BaseModel):

@@ -16,6 +16,7 @@ from epic_search.serving.security import is_loopback
 
 HEAD_SECONDS = 5.0  # for the request line and the headers to come
 HEAD_BYTES = 64 * 1024
+ADDRESS_BYTES = 60_000
 LINGER_SECONDS = 2.0  # for a client that is refused to read why
 QUIET_SECONDS = 0.3  # without a request, after which connections are closed at the end
 DRAIN_SECONDS = 30.0
@@ -43,6 +44,12 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address."""
+        super().on_url(url)
+        if len(self.url) > ADDRESS_BYTES:
+            self._refuse(431, f"the address is longer than {ADDRESS_BYTES:,} bytes", "ask for less at once")
 
     def on_headers_complete(self) -> None:
         """The head is there."""

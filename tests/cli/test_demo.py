@@ -19,8 +19,8 @@ def everything() -> list[dict[str, str]]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, everything: list[dict[str, str]], tiny_encoder_folder: Path) -> None:
     """The tiny encoder in place of the default one, and few documents besides the one that is taught."""
-    few = [document for document in everything if document["_id"] == demo.RIGHT]
-    few += [document for document in everything if document["_id"] != demo.RIGHT][:41]
+    few = [document for document in everything if document["_id"] != demo.RIGHT][:41]
+    few += [document for document in everything if document["_id"] == demo.RIGHT]
     monkeypatch.setattr(stdlib, "documents", lambda: iter(few))
     monkeypatch.setattr("epic_search.encoder.checkpoint.DEFAULT_MODEL", str(tiny_encoder_folder))
 
@@ -33,7 +33,9 @@ def test_demo_then_query(run: Run) -> None:
     assert printed.count(f"? {demo.RELATED}\n") == 2
     assert run("teach", "list").stdout == "", "the index is left as it was"
     assert 'epic-search query "your own question"' in printed
-    assert json.loads(run("query", "a question", "--json").stdout)["index"] == demo.INDEX
+    found = json.loads(run("query", "a question", "--facet", "kind", "--facet", "module", "--json").stdout)
+    assert found["index"] == demo.INDEX
+    assert all(found["facets"].values()), "there is something to narrow a search by"
 
 
 def test_demo_again_encodes_nothing(run: Run) -> None:
@@ -48,6 +50,15 @@ def test_json(run: Run) -> None:
     taught = answer["taught"]
     assert (taught["query"], taught["document"], taught["related"]) == (demo.TAUGHT, demo.RIGHT, demo.RELATED)
     assert len(taught["with"]) == len(taught["without"]) == demo.HITS
+
+
+def test_a_pair_of_the_users_own_stays(run: Run, everything: list[dict[str, str]]) -> None:
+    run("demo")
+    run("teach", demo.TAUGHT, demo.RIGHT)
+    run("teach", demo.TAUGHT, everything[0]["_id"])
+    mine = run("teach", "list").stdout
+    run("demo")
+    assert run("teach", "list").stdout == mine
 
 
 def test_a_slow_machine_indexes_less(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

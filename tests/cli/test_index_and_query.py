@@ -52,9 +52,22 @@ def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: 
     assert "skipped 5 rows or files: " in result.stderr
     for line in (4, 5, 6, 7, 8):
         assert f"- line {line}: " in result.stderr
+    assert "most rows or files were skipped (5 of 8), and no search finds them; correct them" in result.stderr
     assert "\x1b" not in result.stderr
     strict = run("index", corpus, "--name", "strict", "--encoder", tiny_encoder_folder, "--strict", code=2)
     assert "line 4: malformed JSON" in strict.stderr
+
+
+def test_a_corpus_of_which_no_row_can_be_used_is_a_mistake(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    wrong = ["index", corpus, "--encoder", tiny_encoder_folder, "--field", "year:int"]
+    corpus.write_text("".join(json.dumps(document | {"year": "last"}) + "\n" for document in DOCUMENTS))
+    for more in ([], ["--json"]):
+        result = run(*wrong, *more, code=2)
+        said = " ".join(result.stderr.split())
+        assert "none of the 3 rows or files could be used, the first is line 1: value does not fit its field" in said
+    assert json.loads(result.stdout)["skipped"] == 3
+    corpus.write_text("".join(json.dumps(document | {"year": 2020}) + "\n" for document in DOCUMENTS))
+    assert "3 documents" in run(*wrong).stdout
 
 
 def test_query_json(indexed: Run) -> None:

@@ -1,6 +1,7 @@
 """What is answered, and what is said to those who ask for what cannot be: always JSON, never a 500."""
 
 import asyncio
+import json
 import shutil
 import socket
 import threading
@@ -16,10 +17,12 @@ import pytest
 from serving_helpers import HOSTILE, Open
 
 from epic_search.encoder import Encoder
-from epic_search.index import Searcher, delete_index
+from epic_search.errors import UserError
+from epic_search.index import Searcher, delete_index, index_corpus
 from epic_search.index.answer import Question, ask
 from epic_search.serving import schemas
 from epic_search.serving.client import server_of
+from epic_search.serving.mcp import Tools
 
 TOKEN = "correct-horse"
 
@@ -108,6 +111,12 @@ BAD = {
     "empty text": ("/v1/embeddings", b'{"input": ["a", " "], "model": "tiny"}', 422, "text 1 of 'input' is empty"),
     "long text": ("/v1/embeddings", b'{"input": "' + b"a" * 65 + b'", "model": "tiny"}', 422, "has 65 tokens"),
     "token ids": ("/v1/embeddings", b'{"input": [[1, 2]], "model": "tiny"}', 422, "token ids"),
+    "a number for a text": ("/v1/embeddings", b'{"input": 5, "model": "tiny"}', 422, "neither a text nor a list of"),
+    "a number among texts": ("/v1/embeddings", b'{"input": ["a", 5], "model": "tiny"}', 422, "'input.1' in the body"),
+    "a truth among texts": ("/v1/embeddings", b'{"input": [true], "model": "tiny"}', 422, "'input.0' in the body"),
+    "no text at all": ("/v1/embeddings", b'{"input": "", "model": "tiny"}', 422, "'input' in the body: string should"),
+    "odd demonstrations": ("/search", b'{"query": "a", "demonstrations": 5}', 422, "neither a word nor a list of"),
+    "odd pair": ("/search", b'{"query": "a", "demonstrations": [5]}', 422, "'demonstrations.0' in the body is 5: "),
     "no texts": ("/v1/embeddings", b'{"input": [], "model": "tiny"}', 422, "at least 1"),
     "untrained width": ("/v1/embeddings", b'{"input": "a", "model": "tiny", "dimensions": 7}', 422, "64 dimensions"),
     "task of a passage": ("/v1/embeddings", b'{"input": "a", "model": "tiny", "task": "t"}', 422, "without a task"),
@@ -214,6 +223,29 @@ def test_embeddings_are_those_of_the_encoder(open_app: Open, tiny_encoder: Encod
     queries = client.post("/v1/embeddings", json=body | {"input_type": "query", "task": "find animals"}).json()
     expected_NE = tiny_encoder.encode_queries(body["input"], prompt=tiny_encoder.prompt(task="find animals"))
     assert np.allclose(np.array([row["embedding"] for row in queries["data"]]), expected_NE, atol=1e-5)
+
+
+def test_the_map_places_documents_of_very_long_ids(home: Path, open_app: Open, tiny_encoder: Encoder) -> None:
+    ids = [f"{n}/" + "\N{OTTER}" * 1000 for n in range(100)]
+    corpus = home.parent / "long.jsonl"
+    corpus.write_text("".join(json.dumps({"_id": id, "text": f"The otter {id[:2]}"}) + "\n" for id in ids))
+    index_corpus(corpus, name="long", encoder=tiny_encoder, home=home)
+    client = open_app(names=("long",)).client
+    found = client.post("/indexes/long/map", json={"documents": [*reversed(ids), "gone"]}).json()
+    assert found["ids"] == ids[::-1]
+    assert len(found["x"]) == len(found["y"]) == 100
+    for body in ({}, {"documents": []}, {"documents": [5]}, {"documents": ["1"] * 201}):
+        assert client.post("/indexes/long/map", json=body).status_code == 422
+
+
+def test_a_tool_that_reads_a_document_asks_which_index_has_it(home: Path, tiny_encoder: Encoder) -> None:
+    def tools(*names: str) -> Tools:
+        return Tools(names, home=home, load=lambda manifest: tiny_encoder)
+
+    assert tools("notes").get(None, "d1").title == "Note 1"
+    assert tools("birds", "notes").get("notes", "d1").title == "Note 1"
+    with pytest.raises(UserError, match=r"which index has 'd1'\? give 'index', one of notes, birds"):
+        tools("notes", "birds").get(None, "d1")
 
 
 def test_indexes_health_and_metrics(open_app: Open) -> None:

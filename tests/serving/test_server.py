@@ -89,6 +89,7 @@ def test_the_mcp_client_works_unmodified(served: SimpleNamespace, home: Path, is
             assert len(hits) == 3 and all(hit["payload"]["number"] < 10 for hit in hits)
             read = await client.call_tool("get", {"index": "notes", "id": "a/b c?"})
             assert read.structured_content["passages"] == [DOCUMENTS[-1]["text"]]
+            assert (await client.call_tool("get", {"id": "a/b c?"})).structured_content == read.structured_content
             for tool, arguments, words in [
                 ("get", {"index": "notes", "id": "nope"}, "no document 'nope'"),
                 ("search", {"query": "otter", "index": "nope"}, "no index 'nope'"),
@@ -125,6 +126,20 @@ def test_teach_suggest_asks_the_server_and_prints_the_same(served: SimpleNamespa
         assert (through.exit_code, through.stdout) == (alone.exit_code, alone.stdout) and through.exit_code == code
     found = json.loads(command(served.home, "teach", "suggest", "-n", "1", "--json").stdout)
     assert found[0].keys() == {"query", "id", "title", "text", "score", "margin", "similarity"}
+
+
+def test_what_the_query_command_asks_too_much_of_is_said_in_its_own_words(served: SimpleNamespace) -> None:
+    for option, value, most in (("-k", 5000, 1000), ("--offset", 20_000, 10_000)):
+        done = command(served.home, "query", "the otter", option, str(value))
+        assert done.exit_code == 2
+        words = " ".join(done.stderr.split())
+        assert f"{option} {value} is more than the {most:,} that the server at {served.url} allows" in words
+        assert f"give {option} {most} or less, or stop the server" in words
+    long = command(served.home, "query", "otter " * 2000)
+    assert long.exit_code == 2 and "the query has 12,000 characters" in long.stderr
+    busy = command(served.home, "indexes", "delete", "notes", "--yes")
+    said = " ".join(busy.stderr.split())
+    assert busy.exit_code == 2 and f"process {served.process.pid}, which serves it at {served.url}; " in said
 
 
 def test_the_index_of_a_server_that_was_killed_is_free_again(home: Path) -> None:
@@ -244,6 +259,7 @@ def test_what_is_no_http_and_what_comes_too_slowly(served: SimpleNamespace) -> N
 
     for parts, status in [
         ((b"nonsense\r\n\r\n",), 400),
+        ((b"GET /?" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",), 431),
         ((b"GET / HTTP/1.1\r\n", *[b"X-Header: " + b"x" * 4000 + b"\r\n"] * 200), 431),
         ((b"GET / HTTP/1.1\r\nHost: ",), 408),  # and then nothing
     ]:

@@ -71,8 +71,10 @@ export const indexes = () => api("GET", "indexes").then((answer) => answer.index
 export const search = (body, signal) => api("POST", "search", { body, signal });
 export const openDocument = (index, id) => api("GET", `indexes/${segment(index)}/documents/${segment(id)}`);
 export const taught = (index) => api("GET", `indexes/${segment(index)}/demonstrations`).then((answer) => answer.taught);
-export const mapOf = (index, ids, signal) =>
-  api("GET", `indexes/${segment(index)}/map`, { query: ids.map((id) => ["document", id]), signal });
+export const mapOf = (index) => api("GET", `indexes/${segment(index)}/map`);
+// Ids may be too long, and too many, for an address.
+export const placesOf = (index, documents, signal) =>
+  api("POST", `indexes/${segment(index)}/map`, { body: { documents }, signal });
 
 export const teach = (index, lesson) =>
   api("POST", `indexes/${segment(index)}/demonstrations`, { body: { lessons: [lesson] } });

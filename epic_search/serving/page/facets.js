@@ -12,6 +12,8 @@ const quoted = (text) => `"${String(text).replace(/[\\"]/g, "\\$&")}"`;
 
 export class Filters {
   #chosen = new Map(); // field -> values
+  #before = new Map(); // field -> its values as counted before one was chosen, and under which other conditions
+  #types = {}; // of the index's fields
   #fields = []; // those that are counted
   #isNew = true;
 
@@ -25,12 +27,13 @@ export class Filters {
   // Begin anew with the fields of another index.
   use(fields) {
     this.#chosen.clear();
+    this.#before.clear();
+    this.#types = fields;
     this.#fields = Object.keys(fields).filter((name) => COUNTED.includes(fields[name])).slice(0, FIELDS);
     this.#isNew = true;
     this.list.hidden = true;
     const [name, type] = Object.entries(fields).find(([field]) => field !== "id") ?? ["id", "keyword"];
     this.input.placeholder = `${name} ${type === "keyword" ? "= …" : type === "bool" ? "= true" : ">= …"}`;
-    this.explain(null);
   }
 
   get typed() {
@@ -41,10 +44,29 @@ export class Filters {
     return this.#fields;
   }
 
+  // The values chosen as chips, as pairs of a field and a value.
+  get chosen() {
+    return [...this.#chosen].flatMap(([field, values]) => [...values].map((value) => [field, value]));
+  }
+
+  set chosen(pairs) {
+    this.#chosen.clear();
+    for (const [field, value] of pairs) {
+      if (!Object.hasOwn(this.#types, field)) continue;
+      this.#chosen.set(field, (this.#chosen.get(field) ?? new Set()).add(value));
+    }
+    const keys = this.chosen.map((one) => JSON.stringify(one));
+    for (const chip of this.list.querySelectorAll("button")) chip.ariaPressed = keys.includes(chip.dataset.facet);
+  }
+
   // What the server is asked: what was typed comes first, so that positions in it are easily found again.
   get text() {
-    const one = ([field, values]) => `${quoted(field)} in (${[...values].map(quoted).join(", ")})`;
-    const chosen = [...this.#chosen].map(one);
+    return this.#textWithout(null);
+  }
+
+  #textWithout(field) {
+    const one = ([name, values]) => `${quoted(name)} in (${[...values].map(quoted).join(", ")})`;
+    const chosen = [...this.#chosen].filter(([name]) => name !== field).map(one);
     if (!chosen.length) return this.typed;
     return [...(this.typed ? [`(${this.typed})`] : []), ...chosen].join(" and ");
   }
@@ -67,13 +89,15 @@ export class Filters {
 
   // Chips for the values of the fields, as the server has counted them.
   show(facets) {
-    if (this.#isNew) {
-      // A field whose values are all different tells nothing here.
-      this.#fields = this.#fields.filter((field) => facets[field]?.[0]?.documents > 1).slice(0, SHOWN_FIELDS);
+    // A field whose values are all different tells nothing here. That is known when all documents were counted.
+    const tells = (field) => this.#chosen.has(field) || facets[field]?.[0]?.documents > 1;
+    const telling = this.#isNew ? this.#fields.filter(tells).slice(0, SHOWN_FIELDS) : this.#fields;
+    if (!this.text) {
+      this.#fields = telling;
       this.#isNew = false;
     }
     const focused = document.activeElement?.dataset?.facet;
-    const groups = this.#fields.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
+    const groups = telling.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
     this.list.replaceChildren(...groups);
     this.list.hidden = groups.length === 0;
     if (focused) [...this.list.querySelectorAll("button")].find((chip) => chip.dataset.facet === focused)?.focus();
@@ -81,12 +105,24 @@ export class Filters {
 
   #group(field, values) {
     const chosen = this.#chosen.get(field) ?? new Set();
-    const missing = [...chosen].filter((value) => !values.some((one) => one.value === value));
-    const shown = [...missing.map((value) => ({ value, documents: 0 })), ...values.slice(0, SHOWN_VALUES)];
+    const shown = chosen.size ? this.#besides(field, values, chosen) : values.slice(0, SHOWN_VALUES);
+    if (!chosen.size) this.#before.set(field, { values: shown, where: this.text });
     if (!shown.length) return null;
     const chips = shown.map(({ value, documents }) => this.#chip(field, value, documents, chosen.has(value)));
     const name = h("span", { class: "field-name" }, short(field, 30));
     return h("div", { class: "facet", role: "group", "aria-label": `Only with this ${field}` }, name, ...chips);
+  }
+
+  // The values of a field of which some are chosen: those, and the others that can be chosen besides, which the server
+  // does not count now. What it counted before is right as long as the other conditions are the same.
+  #besides(field, values, chosen) {
+    const before = this.#before.get(field) ?? { values: [], where: "" };
+    const isSame = before.where === this.#textWithout(field);
+    const counted = (value) => values.find((one) => one.value === value)?.documents ?? 0;
+    const others = before.values.map((one) => (isSame ? one : { ...one, documents: null }));
+    const known = others.map((one) => (chosen.has(one.value) ? { ...one, documents: counted(one.value) } : one));
+    const missing = [...chosen].filter((value) => !others.some((one) => one.value === value));
+    return [...missing.map((value) => ({ value, documents: counted(value) })), ...known];
   }
 
   #chip(field, value, documents, isChosen) {
@@ -98,11 +134,11 @@ export class Filters {
         dir: "auto",
         "data-facet": JSON.stringify([field, value]),
         "aria-pressed": isChosen,
-        "aria-label": `${field} ${short(value, 60)}, ${count(documents, "document")}`,
+        "aria-label": `${field} ${short(value, 60)}${documents === null ? "" : `, ${count(documents, "document")}`}`,
         onclick: () => this.#toggle(field, value),
       },
       short(value, 40),
-      h("small", {}, documents.toLocaleString("en")),
+      documents === null ? null : h("small", {}, documents.toLocaleString("en")),
     );
   }
 

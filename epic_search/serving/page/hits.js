@@ -51,7 +51,8 @@ export class Ranking {
       return this.#item(hit, { rank, move, result, isRight: right.has(hit.id), canTeach });
     });
     this.list.replaceChildren(...items);
-    if (!this.#hits.some((hit) => hit.id === this.#current)) this.#current = this.#hits[0]?.id ?? null;
+    const stays = (moves || hadFocus) && this.#hits.some((hit) => hit.id === this.#current);
+    if (!stays) this.#current = this.#hits[0]?.id ?? null;
     for (const item of items) item.tabIndex = item.dataset.id === this.#current ? 0 : -1;
     if (hadFocus) items.find((item) => item.dataset.id === this.#current)?.focus({ preventScroll: true });
     if (moves && !calm()) slide(items, places);

@@ -1,5 +1,6 @@
 // The page: what is searched, and what happens when something is taught. Its parts are in the files beside.
 
+import { Address } from "./address.js";
 import * as server from "./api.js";
 import { calm, count, find, h, short } from "./dom.js";
 import { Filters } from "./facets.js";
@@ -34,6 +35,7 @@ const SMALL_WORDS = new Set(
 
 let indexes = [];
 let index = null; // the chosen one, as the server describes it
+let loaded = null; // the one whose fields, map and demonstrations are here
 let shown = PAGE;
 let running = null; // the search that is under way
 let results = null; // the latest answers: of the query and, where there is one, of the related query
@@ -57,6 +59,7 @@ const beside = new Ranking(find("related-hits"), {
   teach: (hit) => teach(beside, hit),
 });
 const map = new CorpusMap({ open });
+const address = new Address({ changed: () => attempt(index === null ? begin : () => go(address.read())) });
 
 const mode = () => find("modes").querySelector("input:checked").value;
 const asked = () => [query.value.trim(), related.value.trim()].filter((text, i) => i === 0 || text);
@@ -104,7 +107,7 @@ function askToken(again) {
 
 // Everything from the start: the indexes, then what the address says.
 async function begin() {
-  const place = new URLSearchParams(location.hash.slice(1));
+  const place = address.read();
   indexes = await server.indexes();
   trouble.clear();
   if (!indexes.length) {
@@ -112,29 +115,47 @@ async function begin() {
     throw new server.Problem(404, { message: "no index can be used now", hint });
   }
   find("index").replaceChildren(...indexes.map(({ name }) => h("option", { value: name }, name)));
-  query.value = place.get("q") ?? (index === null ? query.value : ""); // it may have been typed already
-  related.value = place.get("related") ?? "";
-  await choose(indexes.find(({ name }) => name === place.get("index")) ?? indexes[0], place);
+  place.q ??= index === null ? query.value : ""; // it may have been typed already
+  await go(place);
 }
 
-async function choose(chosen, place = new URLSearchParams()) {
+// Search what an address says.
+async function go(place) {
+  query.value = place.q ?? "";
+  related.value = place.related ?? "";
+  find("reader").close(); // it is about another answer
+  const chosen = indexes.find(({ name }) => name === place.index);
+  await choose(chosen ?? indexes[0], place);
+  if (place.index && !chosen) {
+    const hint = `this is '${index.name}': choose another one above`;
+    throw new server.Problem(404, { message: `there is no index '${place.index}' here`, hint });
+  }
+}
+
+async function choose(chosen, place = { only: [] }) {
+  const isOther = chosen !== loaded;
   index = chosen;
   find("index").value = index.name;
   find("about").textContent = `${count(index.documents, "document")} · ${index.encoder.split("/").pop()}`;
-  filters.use(index.fields);
-  filters.input.value = place.get("filter") ?? "";
+  if (isOther) filters.use(index.fields);
+  filters.explain(null);
+  filters.chosen = place.only;
+  filters.input.value = place.filter ?? "";
   for (const input of find("modes").querySelectorAll("input")) {
     input.disabled = !index.modes.includes(input.value);
-    input.checked = input.value === (index.modes.includes(place.get("mode")) ? place.get("mode") : index.modes[0]);
+    input.checked = input.value === (index.modes.includes(place.mode) ? place.mode : index.modes[0]);
   }
-  map.load(index.name, index.documents);
-  await demonstrations.load(index.name);
-  await fresh();
+  if (isOther) {
+    map.load(index.name, index.documents);
+    await demonstrations.load(index.name);
+    if (chosen === index) loaded = chosen; // else another index was chosen meanwhile
+  }
+  await fresh(place.shown ?? PAGE);
 }
 
 // A new search, from its first page.
-function fresh() {
-  shown = PAGE;
+function fresh(hits = PAGE) {
+  shown = hits;
   return attempt(() => search());
 }
 
@@ -281,30 +302,36 @@ async function open(hit) {
   });
 }
 
-// The address holds what is searched, after the #: it is never sent to a server.
 function remember() {
-  const place = new URLSearchParams();
-  const values = {
-    q: query.value.trim(),
+  const text = query.value.trim();
+  address.write({
+    q: text,
     related: related.value.trim(),
     filter: filters.typed,
     mode: mode() === index.modes[0] ? "" : mode(),
     index: index === indexes[0] ? "" : index.name,
-  };
-  for (const [name, value] of Object.entries(values)) if (value) place.set(name, value);
-  history.replaceState(null, "", place.size ? `#${place}` : location.pathname);
-  document.title = values.q ? `${short(values.q, 60)} · epic-search` : "epic-search";
+    only: filters.chosen,
+    shown,
+  });
+  document.title = text ? `${short(text, 60)} · epic-search` : "epic-search";
 }
 
 function listenToType(input) {
   input.addEventListener("input", () => {
+    address.typed();
     clearTimeout(typing);
     typing = setTimeout(() => { if (index) fresh(); }, TYPING);
   });
 }
 
 for (const input of [query, related, filters.input]) listenToType(input);
-const ask = () => (index ? fresh() : attempt(begin));
+
+function ask() {
+  const asking = index ? fresh() : attempt(begin);
+  address.settle();
+  return asking;
+}
+
 for (const input of [related, filters.input]) {
   input.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
@@ -330,6 +357,4 @@ find("more").addEventListener("click", async () => {
 });
 find("undo").addEventListener("click", undo);
 listen({ rankings: [main, beside], teach, undo });
-addEventListener("hashchange", () => attempt(begin));
-
 attempt(begin);

@@ -1,6 +1,6 @@
 // The corpus in a plane: a dot for each document of a sample, the hits and what was taught marked on it.
 
-import { mapOf } from "./api.js";
+import { mapOf, placesOf } from "./api.js";
 import { clean, count, find, oneLine, short } from "./dom.js";
 
 const REACH = 14; // pixels around a dot in which it is meant
@@ -37,7 +37,7 @@ export class CorpusMap {
     this.#draw();
     find("map-about").textContent = "is being drawn …";
     try {
-      const spots = spotsOf(await mapOf(index, []));
+      const spots = spotsOf(await mapOf(index));
       if (index !== this.index) return;
       this.#sample = spots;
       for (const spot of spots) this.#spots.set(spot.id, spot);
@@ -64,7 +64,7 @@ export class CorpusMap {
     if (unknown.length) {
       this.#asking = new AbortController();
       try {
-        const found = spotsOf(await mapOf(this.index, unknown, this.#asking.signal));
+        const found = spotsOf(await placesOf(this.index, unknown, this.#asking.signal));
         for (const spot of found) this.#spots.set(spot.id, spot);
       } catch {
         return; // asked again with the next search
@@ -72,9 +72,10 @@ export class CorpusMap {
     }
     const mark = (id) => ({ ...this.#spots.get(id), ...kinds.get(id), ring: rings.has(id) });
     this.#marked = ids.filter((id) => this.#spots.has(id)).map(mark);
+    const shown = this.#marked.filter(({ kind }) => kind === "hit").length;
     find("map-text").textContent =
       `A map of ${count(this.#sample.length, "document")}, alike ones near each other. ` +
-      `${count(hits.length, "hit is", "hits are")} marked. The arrow keys go from hit to hit, Enter opens one.`;
+      `${count(shown, "hit is", "hits are")} marked. The arrow keys go from hit to hit, Enter opens one.`;
     this.#draw();
   }
 

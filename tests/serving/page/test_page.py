@@ -68,6 +68,57 @@ def test_what_is_searched_is_in_the_address(open_page) -> None:
     page.reload()
     expect(page.locator("#hits li")).to_have_count(2)
     assert page.input_value("#filter") == "number<10"
+    page.evaluate("() => { location.hash = '#q=heron&mode=lexical' }")  # as one who changes it by hand
+    expect(page.locator("#hits li")).to_have_count(4)
+    page.go_back()
+    expect(page.locator("#hits li")).to_have_count(2)
+
+
+def test_back_and_forward_go_from_search_to_search(open_page) -> None:
+    page = open_page()
+    hits, heron = page.locator("#hits li"), page.get_by_role("button", name="animal heron, 4 documents")
+    page.focus("#query")
+    with page.expect_response("**/search"):
+        page.keyboard.type("otter by", delay=350)  # a search for nearly every letter
+    page.keyboard.type(" the river")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"#q=otter\+by\+the\+river$"))
+    page.get_by_role("button", name="More results").click()
+    expect(hits).to_have_count(20)
+    ask(page, "sleeps")
+    heron.click()
+    expect(hits).to_have_count(4)
+    page.get_by_text("Words", exact=True).click()
+    expect(page.locator(".facts").first).to_contain_text("BM25")
+    page.reload()
+    for count, mode, place in (
+        (4, "lexical", "#q=sleeps&mode=lexical&only="),
+        (4, "hybrid", "#q=sleeps&only="),
+        (10, "hybrid", "#q=sleeps"),
+        (20, "hybrid", "#q=otter+by+the+river"),
+    ):
+        expect(hits).to_have_count(count)
+        expect(page.locator(f"#modes input[value={mode}]")).to_be_checked()
+        expect(page.locator(".chip[aria-pressed=true]")).to_have_count(1 if "only" in place else 0)
+        assert place in page.url and page.input_value("#query") in ("sleeps", "otter by the river")
+        page.go_back()
+    expect(page.locator("body")).to_have_attribute("data-view", "start")
+    assert page.input_value("#query") == "" and "#" not in page.url
+    for count in (20, 10, 4):
+        page.go_forward()
+        expect(hits).to_have_count(count)
+    assert titles(page)[0].startswith("The heron")
+    page.locator("#hits .title").first.click()
+    expect(page.locator("#reader")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#reader")).to_be_hidden()
+    expect(hits).to_have_count(10)
+
+
+def test_an_address_of_an_index_that_is_not_here_is_said_to_be(open_page) -> None:
+    page = open_page(place="#q=otter&index=fishes&only=nonsense&only=%5B%22colour%22%2C%22red%22%5D")
+    expect(page.locator("#trouble")).to_contain_text("There is no index 'fishes' here")
+    expect(page.locator("#hits li")).to_have_count(10)
 
 
 def test_teaching_moves_this_and_a_related_query_within_a_second(open_page) -> None:
@@ -132,7 +183,12 @@ def test_facets_and_the_filter_narrow_a_search(open_page) -> None:
     chosen = page.locator(".chip[aria-pressed=true]")
     expect(chosen).to_be_focused()
     assert "heron" in chosen.inner_text()
+    page.get_by_role("button", name="animal lynx, 4 documents").click()
+    expect(page.locator("#hits li")).to_have_count(8)
     page.fill("#filter", "number > 12 or number = 1")
+    expect(page.locator("#hits li")).to_have_count(5)
+    expect(page.get_by_role("button", name="animal otter")).to_have_text("otter")  # how many there are is not known now
+    page.get_by_role("button", name="animal lynx, 2 documents").click()
     expect(page.locator("#hits li")).to_have_count(3)
     chosen.click()
     expect(page.locator("#hits li")).to_have_count(10)
@@ -218,6 +274,16 @@ def test_everything_works_from_the_keyboard(open_page) -> None:
     expect(page.locator("#query")).to_be_focused()
     outline = page.evaluate("() => getComputedStyle(document.querySelector('.box')).boxShadow")
     assert outline != "none"
+
+
+def test_the_keyboard_begins_at_the_best_hit_of_each_search(open_page) -> None:
+    page = open_page(place="#mode=lexical")
+    ask(page, "otter")
+    best = titles(page)[0]
+    ask(page, "otter barn" if best != "The otter of the barn" else "otter river")
+    assert best in titles(page)[1:]
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#hits li").first).to_be_focused()
 
 
 def test_the_map_names_and_opens_documents(open_page) -> None:
