@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from epic_search.cli import console, options
+from epic_search.cli.home import there
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +66,11 @@ def export(
         console.note(
             f"left out {done.left_out:,} passages of documents that are stored in part: a run was cut off; "
             "index their corpus again"
+        )
+    if done.others:
+        console.note(
+            f"left out {done.others:,} points of the collection that are no passages of this index; "
+            f"see 'epic-search indexes verify {name}{there(home)}'"
         )
     if done.joined:
         console.note(

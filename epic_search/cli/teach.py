@@ -209,17 +209,15 @@ def suggest(
 
     Teach the pair if it is right, or another document if it is not.
     """
-    from epic_search.index.suggest import queries_of_documents
     from epic_search.index.suggest import suggest as choose
+    from epic_search.serving.client import ServedTeaching
 
     asked = read_queries(queries) if queries is not None else None
-    with _open_here(index or latest_index(home), home, encoder, device=device, dtype=dtype) as searcher:
-        found = choose(
-            searcher,
-            queries_of_documents(searcher) if asked is None else asked,
-            count=count,
-            by=by or ("coverage" if asked is None else "margin"),
-        )
+    with _open(index, home, encoder, device=device, dtype=dtype) as searcher:
+        if isinstance(searcher, ServedTeaching):
+            found = searcher.suggest(asked, count=count, by=by)
+        else:
+            found = choose(searcher, asked, count=count, by=by)
     if json:
         console.print_json(
             [
@@ -283,17 +281,12 @@ def _open(
     index: str | None, home: "Home", encoder: str | None, *, device: "Device", dtype: "Dtype"
 ) -> "Searcher | ServedTeaching":
     """The server that has the index open, if one has, else the index itself."""
+    from epic_search.index import Searcher
     from epic_search.serving.client import ServedTeaching, server_of
 
     name = index or latest_index(home)
     if isinstance(home, Path) and (server := server_of(home / name)) is not None:
         return ServedTeaching(server, home / name)
-    return _open_here(name, home, encoder, device=device, dtype=dtype)
-
-
-def _open_here(name: str, home: "Home", encoder: str | None, *, device: "Device", dtype: "Dtype") -> "Searcher":
-    from epic_search.index import Searcher
-
     manifest = made_by(name, home)
     loaded = load_encoder(encoder or manifest.encoder, device=device, dtype=dtype, dim=manifest.cut_to)
     return Searcher.open(name, home=home, encoder=loaded)

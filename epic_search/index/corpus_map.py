@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from epic_search.index.passages import point_id
-from epic_search.index.store.protocol import pages_of
+from epic_search.index.store.protocol import PASSAGE_FIELDS, pages_of
 
 if TYPE_CHECKING:
     from epic_search.index.place import IndexContents
@@ -125,7 +125,7 @@ def plane_of(vectors_PE: np.ndarray) -> Plane:
 
 def _first_passages(store: "VectorStore") -> "Iterator[StoredPoint]":
     """Of each document in a sample its first passage. Points come in the order of their ids, which are hashes."""
-    pages = islice(pages_of(store, limit=PAGE), ceil(SAMPLE / PAGE))
+    pages = islice(pages_of(store, having=PASSAGE_FIELDS, limit=PAGE), ceil(SAMPLE / PAGE))
     return (stored for page in pages for stored in page if stored.point.payload["passage"] == 0)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from epic_search.index.filters import Filter
+from epic_search.index.store.fusion import REACH, places
 from epic_search.index.store.protocol import Match, StoreQuery
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The rank (from 1, among passages) and score of a passage in one ranking."""
+    """The rank (from 1, among passages) and score of a passage in one ranking; equal scores have the first's rank."""
 
     rank: int
     score: float
@@ -52,8 +53,9 @@ def explain(
 
 
 def _places(contents: "IndexContents", query: StoreQuery, depth: int, filter: Filter | None) -> dict[str, Standing]:
-    [matches] = contents.store.search([query], limit=depth, filter=filter, fields=("id",))
-    return {match.id: Standing(rank, match.score) for rank, match in enumerate(matches, 1)}
+    [matches] = contents.store.search([query], limit=REACH * depth, filter=filter, fields=("id",))
+    ranks = places([match.score for match in matches], depth=depth)
+    return {match.id: Standing(rank, match.score) for match, (rank, _) in zip(matches, ranks, strict=False)}
 
 
 def _words(contents: "IndexContents", query: str, match: Match) -> list[str]:

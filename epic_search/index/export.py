@@ -21,7 +21,7 @@ from epic_search.index.audit import Progress
 from epic_search.index.folder import Home
 from epic_search.index.passages import point_id
 from epic_search.index.place import IndexContents, place_of, stored_manifest
-from epic_search.index.store.protocol import StoredPoint, pages_of
+from epic_search.index.store.protocol import StoredPoint, is_ours, pages_of
 from epic_search.index.verify import LOCK_WAIT_SECONDS
 
 LONG_TITLE = 100  # characters; one that fills most of a passage is cut with the text (see passages.cut)
@@ -31,7 +31,8 @@ LONG_TITLE = 100  # characters; one that fills most of a passage is cut with the
 class Export:
     """How much was written. `joined`: documents whose text was put together from several passages.
 
-    `left_out`: passages of documents that are stored in part, or no longer: a run on a server was cut off.
+    `left_out`: passages of documents that are stored in part, or no longer: a run on a server was cut off. `others`:
+    points there that are no passages.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Export:
     passages: int = 0
     joined: int = 0
     left_out: int = 0
+    others: int = 0
 
 
 def export_index(
@@ -66,11 +68,13 @@ def export_index(
         contents = opened.enter_context(place.contents(manifest, lock))
         spool = opened.enter_context(_Spool())
         for page in pages_of(contents.store):
-            whole = _whole(page, contents)
+            ours = [stored for stored in page if is_ours(stored.point.payload)]
+            whole = _whole(ours, contents)
             for stored in whole:
                 spool.add(stored, with_vector=vectors is not None)
             report.passages += len(whole)
-            report.left_out += len(page) - len(whole)
+            report.left_out += len(ours) - len(whole)
+            report.others += len(page) - len(ours)
             if progress is not None:
                 progress(report.passages + report.left_out, contents.passages)
         for record, passages in spool.records():

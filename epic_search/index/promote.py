@@ -25,6 +25,7 @@ from epic_search.index.store.protocol import Point, Schema, Sparse, StoredPoint,
 from epic_search.index.store.server import ServerStore
 from epic_search.index.taught import QUERY
 from epic_search.index.taught_folder import TaughtFolder
+from epic_search.index.taught_pair import PAIR_FIELDS
 from epic_search.index.taught_place import TaughtPlace
 
 CHECKED_POINTS = 200
@@ -143,7 +144,7 @@ def _copy_taught(source: TaughtPlace, target: TaughtPlace) -> int:
         return 0
     with closing(pairs):
         store, sent = None, list[str]()
-        for page in pages_of(pairs):
+        for page in pages_of(pairs, having=PAIR_FIELDS):
             if store is None:
                 schema = Schema({name: len(vector_E) for name, vector_E in page[0].dense.items()})
                 store = target.open(schema) or target.create(schema)
@@ -238,9 +239,9 @@ def _put(store: VectorStore, rows: Sequence[tuple[Point, StoredPoint]]) -> None:
 def _strays(contents: Contents, store: ServerStore) -> Iterator[str]:
     """Points of documents, or of versions, that the index does not hold."""
     for point in store.points(["id", VERSION]):
-        id = point.payload["id"]
-        stored = contents.versions([id]).get(id)
-        if stored is None or stored.hex() != point.payload[VERSION]:
+        id = point.payload.get("id")
+        stored = contents.versions([id]).get(id) if isinstance(id, str) else None
+        if stored is None or stored.hex() != point.payload.get(VERSION):
             yield point.id
 
 

@@ -20,7 +20,7 @@ from epic_search.index.manifest import Manifest
 from epic_search.index.passages import point_id
 from epic_search.index.place import IndexContents, place_of, stored_manifest
 from epic_search.index.ranking import rank
-from epic_search.index.store.protocol import FACET_TYPES, RRF, Match, Sparse, StoreQuery, first_bad_vector
+from epic_search.index.store.protocol import FACET_TYPES, RRF, Match, Sparse, StoreQuery, first_bad_vector, is_ours
 from epic_search.index.taught import Neighbour, Taught
 from epic_search.index.taught_pair import Lesson, TaughtPair
 from epic_search.index.ways import Ways
@@ -260,7 +260,11 @@ class Searcher:
         """Passages of all kinds, the same at every call, with score 0."""
         # Points come in the order of their ids, which are hashes.
         points = self._contents.store.scroll(limit=count).points
-        return [_hit(Match(stored.point.id, 0.0, stored.point.payload), None) for stored in points]
+        return [
+            _hit(Match(stored.point.id, 0.0, stored.point.payload), None)
+            for stored in points
+            if is_ours(stored.point.payload)
+        ]
 
     @property
     def ways(self) -> Ways:

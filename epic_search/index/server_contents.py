@@ -21,6 +21,7 @@ from epic_search.index.filters import Compare, FieldType
 from epic_search.index.lexical import Lexical
 from epic_search.index.mark import PASSAGES, VERSION, marked
 from epic_search.index.passages import CutDocument, point_id
+from epic_search.index.store.protocol import PASSAGE_FIELDS, is_ours
 from epic_search.index.store.server import ServerStore
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ServerContents:
     def passages(self) -> int:
         """How many passages there are, at most some seconds ago."""
         if time.monotonic() - self._counted > COUNT_SECONDS:
-            self._passages, self._counted = self.store.count(), time.monotonic()
+            self._passages, self._counted = self.store.count(Compare("passage", ">=", 0)), time.monotonic()
         return self._passages
 
     def close(self) -> None:
@@ -109,7 +110,9 @@ class ServerContents:
         """Remove the documents that this run did not see; returns how many those were."""
         doomed: list[str] = []
         documents = set()
-        for point in self.store.points(["id"]):
+        for point in self.store.points(PASSAGE_FIELDS):
+            if not is_ours(point.payload):
+                continue
             id = point.payload["id"]
             if self._seen.execute("SELECT 1 FROM seen WHERE id = ?", (id,)).fetchone() is None:
                 doomed.append(point.id)
@@ -140,7 +143,10 @@ class ServerContents:
 
     def _stored(self, document_ids: Sequence[str]) -> dict[str, "_Stored"]:
         found: dict[str, _Stored] = {}
-        for point in self.store.points(["id", VERSION, PASSAGES], having=("id", document_ids)):
+        fields = ["id", VERSION, PASSAGES]
+        for point in self.store.points(fields, having=("id", document_ids)):
+            if not is_ours(point.payload, fields):
+                continue
             document = found.setdefault(point.payload["id"], _Stored())
             document.points.append(point.id)
             document.versions.add(point.payload[VERSION])

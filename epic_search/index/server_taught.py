@@ -39,6 +39,16 @@ class TaughtCollection:
         there = self._collections.connection(lambda client: client.collection_exists(self.collection))
         return self._store(schema) if there else None
 
+    def state(self) -> object:
+        """See TaughtPlace. A run keeps what it has done so far in the metadata of the index."""
+        try:
+            info = self._collections.connection(lambda client: client.get_collection(self._name))
+        except ServerError as error:
+            if error.failure.kind != "missing":
+                raise
+            return None  # it was deleted: who looks for its documents says so
+        return info.points_count, info.config.metadata
+
     def create(self, schema: "Schema") -> ServerStore:
         """See TaughtPlace. It is kept in as many copies as the index."""
         connection = self._collections.connection

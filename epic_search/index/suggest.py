@@ -31,13 +31,18 @@ class Suggestion:
     similarity: float | None
 
 
-def suggest(searcher: "Searcher", queries: Sequence[str], *, count: int = 10, by: By = "margin") -> list[Suggestion]:
+def suggest(
+    searcher: "Searcher", queries: Sequence[str] | None = None, *, count: int = 10, by: By | None = None
+) -> list[Suggestion]:
     """The `count` queries most worth judging, the first first; those that are taught already are left out.
 
-    By "margin": the smallest margin first (uncertainty sampling, as in Scheffer, Decomain and Wrobel, IDA 2001). By
+    `queries`: None is titles of documents, by coverage; others are chosen by margin, where `by` does not say. By
+    "margin": the smallest margin first (uncertainty sampling, as in Scheffer, Decomain and Wrobel, IDA 2001). By
     "coverage": again and again the query least like every taught one and those already chosen (the farthest-first
     traversal of Gonzalez, 1985).
     """
+    by = by or ("coverage" if queries is None else "margin")
+    queries = queries_of_documents(searcher) if queries is None else queries
     taught = {pair.query for pair in searcher.taught()}
     asked = [query for query in dict.fromkeys(query.strip() for query in queries) if query not in taught]
     if not asked:

@@ -4,12 +4,14 @@ A pair's two vectors are those that a prompt holds: whole, the query under the i
 So the pairs nearest to a query become its demonstrations without being encoded again. The passage's vector comes out
 of the index, except where the index holds cut ones. A pair follows its document: when that has changed, or the
 index's task has, opening the index makes the pair's vectors anew; while the document is gone, the pair is stale and
-not used.
+not used. Where others may change the documents meanwhile, it is seen after some seconds which ones are gone.
 
 Shapes: Q queries, K pairs, P passages of a document, E dimensions of a whole vector.
 """
 
+import math
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -22,8 +24,8 @@ from epic_search.index.feedback import chosen_reach
 from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
 from epic_search.index.store.connection import ServerError
-from epic_search.index.store.protocol import Point, Schema, StoreQuery, pages_of, shortened
-from epic_search.index.taught_pair import Lesson, TaughtPair, answer_of, as_pair, label, pair_id
+from epic_search.index.store.protocol import Match, Point, Schema, StoreQuery, is_ours, pages_of, shortened
+from epic_search.index.taught_pair import PAIR_FIELDS, Lesson, TaughtPair, answer_of, as_pair, label, pair_id
 
 if TYPE_CHECKING:
     from epic_search.encoder import Encoder, Prompt
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 QUERY, PASSAGE = "query", "passage"
 PAGE = 256
 LEARNED_FROM = 500  # pairs
+LOOK_SECONDS = 5.0  # how long queries go on with what was there, before they look again
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,26 +67,43 @@ class Taught:
         self._reach: float | None = None
         self._stale: set[str] = set()
         self._opened: VectorStore | None = None
+        self._state: object = None
+        self._looked = -math.inf
         self._opening = threading.RLock()  # a second engine cannot open the files of a folder
         _ = self._store
 
     @property
     def _store(self) -> "VectorStore | None":
         """The pairs; looked for until there are some, which another machine may have taught."""
+        return self._look(at_once=True)
+
+    def _look(self, *, at_once: bool = False) -> "VectorStore | None":
+        """The pairs, as they were some seconds ago, if not `at_once`."""
         with self._opening:
-            if self._opened is None and (store := self._place.open(self._schema())) is not None:
-                try:
-                    self._manifest.taught = store.count()
-                    self._follow(store)
-                except BaseException:
-                    store.close()
-                    raise
-                self._opened = store
+            is_due = time.monotonic() - self._looked >= LOOK_SECONDS
+            if is_due or (at_once and self._opened is None):
+                self._looked = time.monotonic()
+                if self._opened is None:
+                    self._open()
+                elif (state := self._place.state()) != self._state:
+                    self._compare(self._opened)
+                    self._state = state
             return self._opened
+
+    def _open(self) -> None:
+        if (store := self._place.open(self._schema())) is not None:
+            try:
+                self._manifest.taught = store.count()
+                self._state = self._place.state()
+                self._follow(store)
+            except BaseException:
+                store.close()
+                raise
+            self._opened = store
 
     def __len__(self) -> int:
         """How many pairs can be used."""
-        store = self._store
+        store = self._look()
         return store.count() - len(self._stale) if store is not None else 0
 
     def close(self) -> None:
@@ -164,14 +184,14 @@ class Taught:
 
     def nearest(self, queries_QE: np.ndarray, *, k: int) -> list[list[Neighbour]]:
         """For each query (whole vectors, encoded under the index's task alone) its `k` nearest pairs, nearest first."""
-        store = self._store
+        store = self._look()
         if store is None:
             return [[] for _ in queries_QE]
         # What is stale is passed over here: marking it in the store would write at every opening.
         found = store.search([StoreQuery(row) for row in queries_QE], limit=k + len(self._stale), name=QUERY)
         # Pairs of one query are equally near: their ids order them, and not the engine.
         found = [
-            sorted((one for one in matches if one.id not in self._stale), key=lambda one: (-one.score, one.id))[:k]
+            sorted((one for one in matches if self._is_used(one)), key=lambda one: (-one.score, one.id))[:k]
             for matches in found
         ]
         ids = list({match.id for matches in found for match in matches})
@@ -189,13 +209,16 @@ class Taught:
         """How far the feedback of a pair reaches: that of `feedback.weights` which fits what is taught now."""
         if self._reach is None:
             # Points come in the order of their ids, which are hashes: the first are a sample.
-            store = self._store
+            store = self._look()
             points = store.scroll(limit=LEARNED_FROM).points if store is not None else []
-            used = [stored for stored in points if stored.point.id not in self._stale]
+            used = [stored for stored in points if self._is_used(stored.point)]
             answers = [answer_of(stored.point.payload) for stored in used]
             vectors = [np.array([stored.dense[name] for stored in used]) for name in (QUERY, PASSAGE)]
             self._reach = chosen_reach(vectors[0], vectors[1], answers)
         return self._reach
+
+    def _is_used(self, pair: Point | Match) -> bool:
+        return pair.id not in self._stale and is_ours(pair.payload, PAIR_FIELDS)
 
     def _check(self, lesson: Lesson) -> None:
         longest = self._encoder.config.max_length
@@ -281,8 +304,22 @@ class Taught:
 
     def _follow(self, store: "VectorStore") -> None:
         """Note the pairs whose document is gone; make anew those whose document or task has changed."""
-        changed = []
-        for page in pages_of(store, limit=PAGE, vectors=False):
+        changed = self._compare(store)
+        try:
+            for first in range(0, len(changed), PAGE):
+                # What another machine has forgotten meanwhile does not come back.
+                self._put(store, changed[first : first + PAGE], only_known=True)
+        except ServerError as error:
+            if error.failure.kind != "key":
+                raise  # who may only read uses the pairs as they are
+
+    def _compare(self, store: "VectorStore") -> list[TaughtPair]:
+        """Note the pairs whose document is gone; returns those whose document or task has changed.
+
+        While an index is open, the run that changes it makes these anew (see Place.settle).
+        """
+        changed, stale = [], set()
+        for page in pages_of(store, having=PAIR_FIELDS, limit=PAGE, vectors=False):
             points = [stored.point for stored in page]
             for point in points:
                 if (made_by := point.payload["encoder"]) != self._encoder.fingerprint:
@@ -296,18 +333,13 @@ class Taught:
             for point in points:
                 document = point.payload["document"]
                 if document is not None and document not in versions:
-                    self._stale.add(point.id)
+                    stale.add(point.id)
                 elif point.payload["task"] != self._manifest.task or (
                     document is not None and versions[document].hex() != point.payload["version"]
                 ):
                     changed.append(as_pair(point.payload))
-        try:
-            for first in range(0, len(changed), PAGE):
-                # What another machine has forgotten meanwhile does not come back.
-                self._put(store, changed[first : first + PAGE], only_known=True)
-        except ServerError as error:
-            if error.failure.kind != "key":
-                raise  # who may only read uses the pairs as they are
+        self._stale, self._reach = stale, None
+        return changed
 
     def _remove(self, ids: Sequence[str]) -> None:
         store = self._store
@@ -337,7 +369,7 @@ class Taught:
 
 def points_of(store: "VectorStore") -> Iterator[Point]:
     """All points of a store, without their vectors."""
-    return (stored.point for page in pages_of(store, limit=PAGE, vectors=False) for stored in page)
+    return (stored.point for page in pages_of(store, having=PAIR_FIELDS, limit=PAGE, vectors=False) for stored in page)
 
 
 def as_stored(whole_NE: np.ndarray, dim: int) -> np.ndarray:

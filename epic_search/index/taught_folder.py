@@ -45,6 +45,9 @@ class TaughtFolder:
             )
         return store
 
+    def state(self) -> None:
+        """See TaughtPlace. The lock keeps others out."""
+
     def create(self, schema: Schema) -> EdgeStore:
         """See TaughtPlace. Until it is whole it has another name: what a killed process leaves is made again."""
         unfinished = self._folder / UNFINISHED_FOLDER

@@ -7,6 +7,7 @@ from typing import Any
 
 from epic_search.encoder.prompt import Demonstration
 
+PAIR_FIELDS = ("query", "document", "title", "passage", "taught", "version", "task", "encoder")  # of a stored point
 NAMESPACE = uuid.UUID("5f0c6ad2-6a55-5d0e-9d0f-6a3f9f0b7c52")
 
 

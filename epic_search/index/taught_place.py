@@ -18,6 +18,9 @@ class TaughtPlace(Protocol):
     def open(self, schema: "Schema") -> "VectorStore | None":
         """The store; None while nothing is taught. Raises UserError when it is damaged."""
 
+    def state(self) -> object:
+        """Something else whenever others have changed the index's documents; asks for little."""
+
     def create(self, schema: "Schema") -> "VectorStore":
         """An empty store, or the one that another process has just made."""
 

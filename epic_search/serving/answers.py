@@ -12,6 +12,7 @@ from epic_search.encoder.prompt import Demonstration
 from epic_search.errors import UserError
 from epic_search.index import taught_pair
 from epic_search.index.answer import Question, ask
+from epic_search.index.suggest import suggest as suggestions
 from epic_search.index.taught import as_stored
 from epic_search.index.taught_pair import TaughtPair
 from epic_search.serving import limits, schemas
@@ -168,6 +169,14 @@ def forget(shelf: "Shelf", index: str, query: str | None, labels: Sequence[str])
         else:
             gone = searcher.forget(query, labels)
         return schemas.ForgottenAnswer(index=index, forgotten=_pairs(gone), total=searcher.manifest.taught)
+
+
+def suggest(shelf: "Shelf", index: str, asked: schemas.SuggestRequest) -> schemas.SuggestAnswer:
+    """What is worth teaching next; raises UserError where `suggest.suggest` does."""
+    with shelf.use(index) as searcher:
+        found = suggestions(searcher, asked.queries, count=asked.count, by=asked.by)
+        said = [schemas.SuggestionAnswer.model_validate(asdict(one)) for one in found]
+        return schemas.SuggestAnswer(index=index, suggestions=said)
 
 
 def _no_model(shelf: "Shelf", name: str) -> ApiError:

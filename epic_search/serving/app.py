@@ -108,6 +108,11 @@ def _add_indexes(app: FastAPI, service: Service) -> None:
         """Teach what is right for queries; related queries are answered accordingly at once."""
         return await gate.answer(request, lambda: answers.teach(shelf, name, body))
 
+    @app.post("/indexes/{name}/suggestions", tags=["demonstrations"])
+    async def suggest(request: Request, name: str, body: schemas.SuggestRequest) -> schemas.SuggestAnswer:
+        """What is worth teaching next: queries to judge, each with its best hit."""
+        return await gate.answer(request, lambda: answers.suggest(shelf, name, body))
+
     @app.delete("/indexes/{name}/demonstrations", tags=["demonstrations"])
     async def forget(
         request: Request,

@@ -22,6 +22,7 @@ from epic_search.serving.limits import MAX_K, MAX_OFFSET, QUERY_CHARACTERS
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question
+    from epic_search.index.suggest import By, Suggestion
 
 SECONDS = 300.0  # the server has its own, shorter limit
 
@@ -73,6 +74,10 @@ class Client:
         return self._ask(
             method, f"/indexes/{quote(index)}/demonstrations{'?' if which else ''}{urlencode(which)}", body
         )
+
+    def suggestions(self, index: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /indexes/{name}/suggestions."""
+        return self._ask("POST", f"/indexes/{quote(index)}/suggestions", body)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
@@ -134,6 +139,15 @@ class ServedTeaching:
         """See Searcher."""
         gone = self._client.demonstrations(self._folder.name, "DELETE", which=[("everything", "true")])
         return len(gone["forgotten"])
+
+    def suggest(self, queries: Sequence[str] | None, *, count: int, by: "By | None") -> "list[Suggestion]":
+        """See `suggest.suggest`."""
+        from epic_search.index.searcher import Hit
+        from epic_search.index.suggest import Suggestion
+
+        asked = {"queries": queries, "count": count, "by": by}
+        said = self._client.suggestions(self._folder.name, {key: of for key, of in asked.items() if of is not None})
+        return [Suggestion(**one | {"hit": Hit(**one["hit"])}) for one in said["suggestions"]]
 
     def __enter__(self) -> "ServedTeaching":
         return self

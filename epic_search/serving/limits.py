@@ -8,3 +8,4 @@ MAX_K = 1000
 MAX_OFFSET = 10_000
 MAX_PAIRS = 10_000
 MAX_SPOTS = 200
+MAX_SUGGESTED = 1000  # queries to choose suggestions from

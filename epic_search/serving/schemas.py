@@ -15,6 +15,7 @@ from epic_search.serving.limits import (
     MAX_PAIRS,
     MAX_QUERIES,
     MAX_SPOTS,
+    MAX_SUGGESTED,
     MAX_TEXTS,
     QUERY_CHARACTERS,
     TEXT_CHARACTERS,
@@ -316,6 +317,36 @@ class TeachRequest(Request):
     """What is to be taught; all of it or, after a mistake, nothing."""
 
     lessons: Annotated[list[Lesson], Field(min_length=1, max_length=MAX_PAIRS)]
+
+
+class SuggestRequest(Request):
+    """What is worth teaching next. `queries`: to choose from; without any, titles of documents are.
+
+    `by`: see `epic-search teach suggest`; the default is margin for queries and coverage for titles.
+    """
+
+    queries: Annotated[list[Query], Field(min_length=1, max_length=MAX_SUGGESTED)] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_SUGGESTED)] = 10
+    by: Literal["margin", "coverage"] | None = None
+
+
+class SuggestionAnswer(BaseModel):
+    """A query to judge, and its best hit.
+
+    `margin`: by how much the best document's cosine is above the second's; `similarity`: to the nearest taught query.
+    """
+
+    query: str
+    hit: HitAnswer
+    margin: float
+    similarity: float | None
+
+
+class SuggestAnswer(BaseModel):
+    """What is worth judging, the first first."""
+
+    index: str
+    suggestions: list[SuggestionAnswer]
 
 
 class TaughtAnswer(BaseModel):

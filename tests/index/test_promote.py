@@ -172,7 +172,7 @@ def test_a_copy_may_be_quantized(stub, there, corpus, encoder, home, monkeypatch
     (made,) = [body for method, path, body in stub.bodies if (method, path) == ("PUT", "/collections/test--2")]
     assert b'"int8"' in made
     assert rankings(there, encoder, queries=5) == rankings(home, encoder, queries=5)
-    assert any(b'"oversampling":2.0' in body for _, path, body in stub.bodies if path.endswith("/query/batch"))
+    assert any(b'"oversampling":' in body for _, path, body in stub.bodies if path.endswith("/query/batch"))
     assert [one.name for one in stub.client.get_collections().collections] == ["test--2"]
 
 

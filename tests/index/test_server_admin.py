@@ -14,6 +14,7 @@ from epic_search.index.export import export_index
 from epic_search.index.place import place_of
 from epic_search.index.promote import promote, pull
 from epic_search.index.repair import repair_index
+from epic_search.index.server_taught import TAUGHT
 from epic_search.index.store import connection
 from epic_search.index.store.connection import ServerError
 from epic_search.index.verify import verify_index
@@ -72,13 +73,52 @@ def test_one_number_one_word_and_one_passage(stub, there, write, lines, encoder)
         ("the store holds 1 passages that are no passage of any document", []),
     ]
     declined = repair_index("test", home=there, agree=lambda step: False)
-    assert len(declined.declined) == 2 and verify(there, encoder, encode=0).faults == found.faults
+    assert len(declined.declined) == 3 and verify(there, encoder, encode=0).faults == found.faults
     report = repair_index("test", home=there, agree=lambda step: True)
     assert report.lost == ["d3", "d4", "long"]
     assert verify(there, encoder).is_sound
     assert index_corpus(write(*lines), name="test", encoder=encoder, home=there).added == 3
     found = verify(there, encoder)
     assert found.is_sound and found.documents == 61
+
+
+def test_points_of_others_are_passed_over(stub, there, write, lines, encoder, home):
+    """Every reader gives what it gives of the same index in a folder; verify alone tells of them, and repair asks."""
+    found = []
+    for place in (there, home):
+        index_corpus(write(*lines), name="test", encoder=encoder, home=place)
+        with Searcher.open("test", home=place, encoder=encoder) as searcher:
+            searcher.teach("river", ["d5"])
+        if place is there:
+            vector = encoder.encode_passages(["river stone"])[0].tolist()
+            for collection, names in (("test", [""]), (_taught(stub), ["query", "passage"])):
+                for number, payload in enumerate([{}, {"id": "d5", "note": "theirs"}, {"text": "x"}], 7):
+                    theirs = models.PointStruct(id=number, vector=dict.fromkeys(names, vector), payload=payload)
+                    stub.client.upsert(collection, [theirs])
+        records, report = exported(place)
+        assert report.others == (3 if place is there else 0) and report.left_out == 0
+        index_corpus(write(*lines[1:]), name="test", encoder=encoder, home=place, prune=True)
+        with Searcher.open("test", home=place, encoder=encoder) as searcher:
+            rankings = [
+                searcher.search(["river stone"], k=200, mode=mode)[0] for mode in ("hybrid", "dense", "lexical")
+            ]
+            ids = [sorted(hit.id for hit in hits) for hits in rankings]
+            map = [searcher.map.sample(), searcher.map.spots(["d5", "d6"])]
+            sample, taught = searcher.sample(1000), searcher.taught()
+            near = [one.pair.document for one in searcher.neighbours(["river"], k=3)[0]]
+            assert searcher.document("d5") is not None and searcher.reach > 0
+        found.append((records, ids, map, sample, [pair.document for pair in taught], near))
+    assert found[0] == found[1]
+    [fault] = verify(there, encoder).faults
+    assert fault.what == "the store holds 3 passages that are no passage of any document"
+    with pytest.raises(UserError, match="no passage of a document; see 'epic-search indexes verify'"):
+        pull("test", home=home, server=there, target="copy")
+    assert repair_index("test", home=there, agree=lambda step: True).lost == [] and verify(there, encoder).is_sound
+
+
+def _taught(stub):
+    [name] = [one.name for one in stub.client.get_collections().collections if TAUGHT.fullmatch(one.name)]
+    return name
 
 
 def test_a_server_that_fails_is_no_damage(stub, there, write, lines, encoder, monkeypatch):

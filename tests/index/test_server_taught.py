@@ -105,6 +105,18 @@ def test_two_machines_teach_at_once(indexed, encoder):
         machine.close()
 
 
+def test_an_index_that_is_taught_nothing_is_not_asked_for_it_by_every_query(stub, indexed, encoder, monkeypatch):
+    before = len(stub.sent("taught.*/exists"))
+    with opened(indexed, encoder) as searcher:
+        for n in range(10):
+            searcher.search([f"sky {n}"])
+        assert len(stub.sent("taught.*/exists")) == before + 1
+        with opened(indexed, StandIn()) as other:
+            other.teach("sky", ["d1"])
+        monkeypatch.setattr("epic_search.index.taught.LOOK_SECONDS", 0)
+        assert searcher.search(["sky"])[0][0].id == "d1", "what another machine has taught is seen after some seconds"
+
+
 @pytest.mark.parametrize("kind", ["status", "reset"])
 def test_an_answer_that_got_lost(stub, indexed, encoder, kind):
     with opened(indexed, encoder) as searcher:
@@ -140,6 +152,28 @@ class TestFollowing:
         assert taught(indexed, encoder) == {("sky", "d39", True), ("sky", "d1", False)}
         index_corpus(corpus(40), name="test", encoder=encoder, home=indexed)
         assert taught(indexed, encoder) == {("sky", "d39", False), ("sky", "d1", False)}
+
+    def test_who_has_the_index_open_sees_which_documents_are_gone(self, stub, indexed, corpus, encoder, monkeypatch):
+        with opened(indexed, encoder) as reader:
+            with opened(indexed, StandIn()) as other:
+                other.teach("sky", ["d39", "d1"])
+            assert {(pair.document, pair.stale) for pair in reader.taught()} == {("d39", False), ("d1", False)}
+            for count, changed, stale in [(39, {1}, {"d39"}), (40, {1}, set())]:
+                index_corpus(
+                    corpus(count, changed=frozenset(changed)), name="test", encoder=StandIn(), home=indexed, prune=True
+                )
+                assert {pair.document for pair in reader.taught() if pair.stale} != stale, "not before some seconds"
+                with monkeypatch.context() as patch:
+                    patch.setattr("epic_search.index.taught.LOOK_SECONDS", 0)
+                    found = {pair.document: pair for pair in reader.taught()}
+                assert {id for id, pair in found.items() if pair.stale} == stale
+                assert found["d1"].passage.endswith("rewritten"), "the run made it anew"
+                assert len(reader.neighbours(["sky"], k=2)[0]) == 2 - len(stale)
+            reader.search(["sky"])
+            before = len(stub.sent("taught.*/scroll"))
+            for n in range(10):
+                reader.search([f"sky {n}"])
+            assert len(stub.sent("taught.*/scroll")) == before, "nothing is read again where nothing has changed"
 
     def test_a_key_that_may_only_read(self, stub, indexed, corpus, encoder, monkeypatch):
         with opened(indexed, encoder) as searcher:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from math import isclose
 from pathlib import Path
 
 import numpy as np
@@ -229,15 +230,16 @@ def test_quantized_search_is_exact_on_few_points(opened):
 class TestTwoStages:
     """The first dimensions find candidates, and the whole vectors rank them."""
 
-    WIDTH, LIMIT = 4, 5
+    WIDTH, LIMIT, COUNT = 4, 5, 900
 
     @pytest.fixture
     def store(self, opened):
-        return filled(opened(Schema({"": DIM, "query": 4}, lexical=True, fields=FIELDS, first_stage=self.WIDTH)))
+        schema = Schema({"": DIM, "query": 4}, lexical=True, fields=FIELDS, first_stage=self.WIDTH)
+        return filled(opened(schema), self.COUNT)
 
     def nearest(self, query_E: np.ndarray, passing: list[int], limit: int) -> list[int]:
         """The two stages, written down plainly."""
-        vectors_PE = vectors(300)[passing]
+        vectors_PE = vectors(self.COUNT)[passing]
         short_P = shortened(vectors_PE, self.WIDTH) @ query_E[: self.WIDTH]
         first = np.argsort(-short_P)[: candidates(limit)]
         return [passing[n] for n in sorted(first, key=lambda n: -float(vectors_PE[n] @ query_E))][:limit]
@@ -245,12 +247,15 @@ class TestTwoStages:
     def test_dense(self, store):
         queries_QE = vectors(20, seed=7)
         found = store.search(asked(queries_QE), limit=self.LIMIT)
-        everything = list(range(300))
+        everything = list(range(self.COUNT))
         assert [numbers(m) for m in found] == [self.nearest(row, everything, self.LIMIT) for row in queries_QE]
-        exact = np.argsort(-(queries_QE @ vectors(300).T), axis=1)[:, : self.LIMIT]
+        exact = np.argsort(-(queries_QE @ vectors(self.COUNT).T), axis=1)[:, : self.LIMIT]
         assert [numbers(m) for m in found] != exact.tolist(), "a narrow first stage is no exact search"
+        pages = [store.search(asked(queries_QE), limit=limit) for limit in (50, 256)]
+        for few, many, most in zip(found, *pages, strict=True):
+            assert few == many[: self.LIMIT] and many == most[:50], "what is found does not depend on the page"
         for row_E, matches in zip(queries_QE, found, strict=True):
-            whole_M = vectors(300)[numbers(matches)] @ row_E
+            whole_M = vectors(self.COUNT)[numbers(matches)] @ row_E
             assert [match.score for match in matches] == pytest.approx(whole_M, abs=1e-5)
 
     def test_filtered_and_fused(self, store):
@@ -261,15 +266,16 @@ class TestTwoStages:
         fusion = Fusion(depth=7)
         kinds = [StoreQuery(query_E, query), StoreQuery(sparse=query)]
         both, lexical = store.search(kinds, limit=14, fusion=fusion, filter=few)
-        rankings = [self.nearest(query_E, list(range(60)), 7), numbers(lexical)[:7]]
-        assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in both} == fused(rankings, fusion)
+        [dense] = store.search([StoreQuery(query_E)], limit=14, filter=few)
+        assert numbers(dense) == self.nearest(query_E, list(range(60)), 14)
+        assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in both} == fused([dense, lexical], fusion)
 
     def test_short_vectors_are_the_store_s_own(self, store):
         assert store.vectors([id_of(3)]).keys() == {id_of(3)}
-        np.testing.assert_array_equal(store.vectors([id_of(3)])[id_of(3)], vectors(300)[3])
-        for stored in store.scroll(limit=300).points:
+        np.testing.assert_array_equal(store.vectors([id_of(3)])[id_of(3)], vectors(self.COUNT)[3])
+        for stored in store.scroll(limit=self.COUNT).points:
             assert sorted(stored.dense) == ["", "query"] and stored.dense[""].shape == (DIM,)
-        [matches] = store.search(asked(vectors(300, dim=4)[7:8]), limit=1, name="query")
+        [matches] = store.search(asked(vectors(self.COUNT, dim=4)[7:8]), limit=1, name="query")
         assert numbers(matches) == [7]
 
     def test_optimized_and_quantized(self, opened):
@@ -320,8 +326,26 @@ class TestFusion:
         found = store.search(queries, limit=2 * fusion.depth, fusion=fusion)
         for query, matches in zip(queries, found, strict=True):
             legs = [StoreQuery(query.dense_E), StoreQuery(sparse=query.sparse)]
-            rankings = [numbers(ranked) for ranked in store.search(legs, limit=fusion.depth)]
+            rankings = store.search(legs, limit=2 * fusion.depth)
             assert {m.payload["n"]: pytest.approx(m.score, rel=1e-4) for m in matches} == fused(rankings, fusion)
+
+    def test_equal_scores_share_their_place(self, opened):
+        """However they were written: each tenth of the points has the same vector and the same words."""
+        store, count = opened(Schema({"": DIM}, lexical=True)), 120
+        query = StoreQuery(vectors(1, seed=8)[0], sparse({3: 1.0, 4: 1.0})[0])
+        vectors_PE, words = vectors(10)[np.arange(count) % 10], [terms(10)[n % 10] for n in range(count)]
+        found = []
+        for order, batch in [(np.arange(count), 40), (np.arange(count)[::-1], 17)]:
+            for some in np.split(order, range(batch, count, batch)):
+                store.upsert([points(count)[n] for n in some], {"": vectors_PE[some]}, sparse=[words[n] for n in some])
+            searches = [store.search([query], limit=count, fusion=Fusion(depth=depth))[0] for depth in (100, 9)]
+            found.append([[(match.id, match.score) for match in matches] for matches in searches])
+            for matches in searches:
+                assert matches == sorted(matches, key=lambda match: (-match.score, match.id))
+                for n in range(10):
+                    assert len({match.score for match in matches if match.payload["n"] % 10 == n}) <= 1
+            store.delete([point.id for point in points(count)])
+        assert found[0] == found[1] and len(found[0][0]) == 108, "nine groups begin within the first hundred places"
 
     def test_a_query_without_a_term_is_a_dense_one(self, store):
         filled(store, 20)
@@ -485,10 +509,19 @@ def bm25(query: Sparse, stored: list[Sparse]) -> dict[int, float]:
     return scores
 
 
-def fused(rankings: list[list[int]], fusion: Fusion) -> dict[int, float]:
-    """Reciprocal rank fusion, written down plainly."""
+def fused(rankings: list[list[Match]], fusion: Fusion) -> dict[int, float]:
+    """Reciprocal rank fusion with the mean place of equal scores, written down plainly.
+
+    `rankings`: twice as deep as the fusion, or all there is.
+    """
     scores: dict[int, float] = {}
     for ranking, weight in zip(rankings, fusion.weights, strict=True):
-        for rank, n in enumerate(ranking, 1):
-            scores[n] = scores.get(n, 0.0) + 1 / (rank / weight + fusion.k - 1)
+        for match in ranking:
+            equals = [
+                p for p, other in enumerate(ranking, 1) if isclose(other.score, match.score, rel_tol=1e-5, abs_tol=1e-6)
+            ]
+            is_cut = len(ranking) == 2 * fusion.depth and equals[-1] == len(ranking)
+            if equals[0] <= fusion.depth and not is_cut:
+                n = match.payload["n"]
+                scores[n] = scores.get(n, 0.0) + 1 / (np.mean(equals) / weight + fusion.k - 1)
     return scores

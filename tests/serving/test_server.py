@@ -113,6 +113,21 @@ def test_the_query_command_asks_the_server_and_prints_the_same(served: SimpleNam
         assert (through.exit_code, through.stdout, through.stderr) == (alone.exit_code, alone.stdout, alone.stderr)
 
 
+def test_teach_suggest_asks_the_server_and_prints_the_same(served: SimpleNamespace, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "queries.txt").write_text("the otter\nwhich bird sings\nmountains in winter\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, code in (
+        (["-n", "3"], 0),
+        (["--queries", str(tmp_path / "queries.txt"), "-n", "2", "--by", "margin"], 0),
+        (["--queries", str(tmp_path / "empty.txt")], 2),
+    ):
+        through = command(served.home, "teach", "suggest", *arguments)
+        alone = command(home, "teach", "suggest", *arguments, "--device", "cpu")
+        assert (through.exit_code, through.stdout) == (alone.exit_code, alone.stdout) and through.exit_code == code
+    found = json.loads(command(served.home, "teach", "suggest", "-n", "1", "--json").stdout)
+    assert found[0].keys() == {"query", "id", "title", "text", "score", "margin", "similarity"}
+
+
 def test_what_the_query_command_asks_too_much_of_is_said_in_its_own_words(served: SimpleNamespace) -> None:
     for option, value, most in (("-k", 5000, 1000), ("--offset", 20_000, 10_000)):
         done = command(served.home, "query", "the otter", option, str(value))

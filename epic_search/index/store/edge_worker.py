@@ -2,13 +2,14 @@
 
 It is a process of its own because the engine holds Python's global lock while it builds its search graph, and
 because its process dies of SIGBUS when the disk is full. Run as a script, by path, and importing nothing else
-of this package, it starts in a tenth of a second.
+of this package, it starts in a tenth of a second; fusion.py, which imports nothing either, is run by path, too.
 
 A frame is the two lengths, a JSON header and a blob: the raw values of the arrays that the header lists.
 """
 
 import ctypes
 import json
+import runpy
 import signal
 import struct
 import sys
@@ -19,16 +20,16 @@ from typing import Any, BinaryIO, NamedTuple
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LENGTHS = struct.Struct("<IQ")
-# Wider than the engine's default: of 100,000 vectors of 576 dimensions it finds the true top 10 in 1 ms.
-HNSW_EF = 256
+# How far a search looks must not depend on how much of its ranking is asked for, or pages of it would not fit together.
+# So it depends on the tier of what is asked for: up to 256, up to 1,024 and so on. The search graph is searched as
+# widely as that; of 100,000 vectors of 576 dimensions it so gives the true top 10 in 1 ms.
+TIER, NEXT_TIER = 256, 4
 # A segment of up to this much of vectors (KiB) is searched by an exact scan, of about 5 ms; a larger one gets a search
 # graph, which is less exact. A search must stay short beside the encoding of its query.
 GRAPH_ABOVE_KIB = 32 * 1024
 LEXICAL, SHORT = "bm25", "short"
-# Of codes of one byte a number, so many times the number asked for are found, then compared with the whole vectors.
+# Codes of one byte a number, and short vectors, find so many times the tier, which are compared with the whole vectors.
 OVERSAMPLING = 2.0
-# Of short vectors, so many times the number asked for, and no fewer than that, are compared with the whole vectors.
-FIRST_STAGE, LEAST = 4, 128
 TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool", "datetime": "Datetime"}
 
 
@@ -62,9 +63,22 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[memoryview]] | No
     return header, arrays
 
 
-def candidates(most: int) -> int:
-    """How many the first of two stages finds for the second, which keeps `most`."""
-    return max(FIRST_STAGE * most, LEAST)
+def tier(limit: int) -> int:
+    """The least tier that `limit` is in."""
+    most = TIER
+    while most < limit:
+        most *= NEXT_TIER
+    return most
+
+
+def candidates(limit: int) -> int:
+    """How many are compared with the whole vectors, where others are searched, for the `limit` best."""
+    return int(OVERSAMPLING * tier(limit))
+
+
+def oversampling(limit: int) -> float:
+    """How many times `limit` the candidates are; an engine multiplies, and cuts what is behind the point."""
+    return (candidates(limit) + 0.5) / limit
 
 
 class WithArrays(NamedTuple):
@@ -84,6 +98,7 @@ class Engine:
         self.shard: Any = None
         self.is_quantized = False
         self.first_stage: int | None = None
+        self.fusion = runpy.run_path(str(Path(__file__).with_name("fusion.py")))
 
     def open(
         self,
@@ -154,48 +169,53 @@ class Engine:
         *,
         arrays: list[memoryview],
     ) -> list[list[tuple[str, float, dict[str, Any]]]]:
-        edge, depth = self.edge, fusion["depth"]
-        dense = _rows(arrays[0], sum(has_dense for has_dense, _ in queries))
-        sparse = self._sparse(arrays[1:])
-        options = {"filter": self._filter(filter), "params": self._params(max(limit, depth))}
-        answer = {
-            "limit": limit,
-            "with_payload": True if fields is None else edge.PayloadSelector.Include(fields),
-        }
+        edge, condition = self.edge, self._filter(filter)
+        dense, sparse = _rows(arrays[0], sum(has_dense for has_dense, _ in queries)), self._sparse(arrays[1:])
+        payload = True if fields is None else edge.PayloadSelector.Include(fields)
+        reach = self.fusion["REACH"] * fusion["depth"]
         requests, places = [], []
         for place, (has_dense, has_sparse) in enumerate(queries):
             vector = next(dense) if has_dense else None
-            terms = next(sparse) if has_sparse else None
-            most = limit if terms is None else depth
-            legs = [] if vector is None else [self._dense_leg(vector, name, most, options["filter"])]
-            if terms is not None:
-                legs.append({"query": edge.Query.Nearest(terms, using=LEXICAL)})
-            if len(legs) == 1:
-                requests.append(edge.QueryRequest(**legs[0], **options, **answer))
-            elif legs:
-                fetched = [edge.Prefetch(**leg, limit=depth, **options) for leg in legs]
-                fused = edge.Fusion.Rrf(k=fusion["k"], weights=fusion["weights"])
-                requests.append(edge.QueryRequest(prefetches=fetched, query=fused, **answer))
-            else:  # a sparse query without a term
-                continue
-            places.append(place)
-        found: list[list[tuple[str, float, dict[str, Any]]]] = [[] for _ in queries]
+            terms = next(sparse) if has_sparse else None  # None, too, for a sparse query without a term
+            is_fused = vector is not None and terms is not None
+            most = reach if is_fused else limit
+            legs = [] if vector is None else [self._dense_leg(vector, name, most, condition)]
+            legs += [] if terms is None else [{"query": edge.Query.Nearest(terms, using=LEXICAL)}]
+            options = {"filter": condition, "limit": most, "with_payload": False if is_fused else payload}
+            requests += [edge.QueryRequest(**leg, **options) for leg in legs]
+            places += [place] * len(legs)
+        rankings: list[list[Any]] = [[] for _ in queries]
         for place, points in zip(places, self.shard.query_batch(edge.QueryBatchRequest(requests)), strict=True):
-            found[place] = [(str(point.id), point.score, point.payload) for point in points]
-        return found
+            rankings[place].append(points)
+        return [
+            self._fused(legs, limit, payload, fusion)
+            if len(legs) > 1
+            else [(str(point.id), point.score, point.payload) for points in legs for point in points]
+            for legs in rankings
+        ]
 
-    def _dense_leg(self, vector: memoryview, name: str, most: int, filter: Any) -> dict[str, Any]:
-        """A search for the `most` nearest: by the short vectors first, where there are such."""
-        leg = {"query": self.edge.Query.Nearest(vector, using=name)}
+    def _fused(
+        self, legs: list[Any], limit: int, payload: Any, fusion: dict[str, Any]
+    ) -> list[tuple[str, float, dict[str, Any]]]:
+        rankings = [[(point.id, point.score) for point in points] for points in legs]
+        best = self.fusion["fuse"](rankings, **fusion)[:limit]
+        records = self.shard.retrieve([id for id, _ in best], with_payload=payload, with_vector=False)
+        payloads = {record.id: record.payload for record in records}
+        return [(str(id), score, payloads[id]) for id, score in best]
+
+    def _dense_leg(self, vector: memoryview, name: str, limit: int, filter: Any) -> dict[str, Any]:
+        """A search for the nearest: by the short vectors first, where there are such."""
+        nearest = self.edge.Query.Nearest
+        leg = {"query": nearest(vector, using=name), "params": self._params(tier(limit), oversampling(limit))}
         if self.first_stage is not None and name == "":
-            most = candidates(most)
-            short = self.edge.Query.Nearest(vector[: self.first_stage], using=SHORT)
-            leg["prefetches"] = [self.edge.Prefetch(query=short, limit=most, filter=filter, params=self._params(most))]
+            most = candidates(limit)
+            short, params = nearest(vector[: self.first_stage], using=SHORT), self._params(most, OVERSAMPLING)
+            leg["prefetches"] = [self.edge.Prefetch(query=short, limit=most, filter=filter, params=params)]
         return leg
 
-    def _params(self, most: int) -> Any:
-        codes = self.edge.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        return self.edge.SearchParams(hnsw_ef=max(HNSW_EF, most), quantization=codes if self.is_quantized else None)
+    def _params(self, ef: int, oversampling: float) -> Any:
+        codes = self.edge.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+        return self.edge.SearchParams(hnsw_ef=ef, quantization=codes if self.is_quantized else None)
 
     def vectors(self, ids: list[str], name: str) -> WithArrays:
         records = self.shard.retrieve(ids, with_payload=False, with_vector=[name])

@@ -14,6 +14,7 @@ from epic_search.index.filters import FieldType, Filter
 UNIT_TOLERANCE = 1e-3
 PAGE = 512  # points read at once
 LEXICAL = "bm25"  # the name of the sparse vector
+PASSAGE_FIELDS = ("id", "passage")  # of the payload of every passage
 SHORT = "short"  # the name of the vectors of the first stage
 FACET_TYPES: tuple[FieldType | None, ...] = ("keyword", "int", "bool")
 
@@ -72,11 +73,12 @@ class StoreQuery:
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How two rankings become one: Qdrant's reciprocal rank fusion (after Cormack, Clarke and Büttcher, SIGIR 2009).
+    """How two rankings become one: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), with weights.
 
-    A point at place r (from 1) of the first `depth` of a ranking with weight w gets 1 / (r / w + k - 1) for it, and
-    the sum of both is its score. `weights`: of the dense and of the lexical ranking. The defaults were chosen by
-    benchmarks/hybrid.py: with the usual k of 60, the first hits of a good ranking count hardly more than the others.
+    A point at place r (from 1) of the first `depth` of a ranking with weight w gets 1 / (r / w + k - 1) for it, as in
+    Qdrant, and the sum of both is its score. Points of equal score are all at the mean of their places. `weights`: of
+    the dense and of the lexical ranking. The defaults were chosen by benchmarks/hybrid.py: with the usual k of 60, the
+    first hits of a good ranking count hardly more than the others.
     """
 
     depth: int = 100
@@ -184,15 +186,29 @@ def shortened(vectors_NE: np.ndarray, width: int) -> np.ndarray:
     return short_NE / np.maximum(np.linalg.norm(short_NE, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def pages_of(store: VectorStore, *, limit: int | None = None, vectors: bool = True) -> Iterator[list[StoredPoint]]:
-    """All points of a store, `limit` (None: PAGE) at a time, in the order of their ids; with their vectors or not."""
+def pages_of(
+    store: VectorStore, *, having: Sequence[str] = (), limit: int | None = None, vectors: bool = True
+) -> Iterator[list[StoredPoint]]:
+    """All points of a store, `limit` (None: PAGE) at a time, in the order of their ids; with their vectors or not.
+
+    `having`: without the points whose payload lacks one of these fields, which others put there (see `is_ours`).
+    """
     start: str | None = None
     while True:
         page = store.scroll(limit=limit or PAGE, start=start, vectors=vectors)
-        if page.points:
-            yield page.points
+        if points := [stored for stored in page.points if is_ours(stored.point.payload, having)]:
+            yield points
         if (start := page.next) is None:
             return
+
+
+def is_ours(payload: Mapping[str, Any], having: Sequence[str] = PASSAGE_FIELDS) -> bool:
+    """Whether a point's payload has these fields, as those of a store's owner do.
+
+    A server lets anybody put points into a collection. Who reads passes over them, `indexes verify` tells of them, and
+    only `indexes repair`, which asks first, removes them.
+    """
+    return all(field in payload for field in having)
 
 
 def first_bad_vector(vectors_PE: np.ndarray) -> int | None:

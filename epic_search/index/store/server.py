@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store.connection import Connection, ServerError
-from epic_search.index.store.edge_worker import OVERSAMPLING, candidates
+from epic_search.index.store.edge_worker import OVERSAMPLING, candidates, oversampling, tier
+from epic_search.index.store.fusion import REACH, fuse
 from epic_search.index.store.protocol import (
     LEXICAL,
     RRF,
@@ -141,55 +142,66 @@ class ServerStore:
 
         check_queries(self._schema, queries, name)
         condition, payload = _filter(filter), True if fields is None else list(fields)
+        reach = REACH * fusion.depth
         places, requests = [], []
         for place, query in enumerate(queries):
-            legs = self._legs(query, name, condition, limit=limit, depth=fusion.depth)
-            if len(legs) == 1:
-                request = models.QueryRequest(**legs[0], filter=condition, limit=limit, with_payload=payload)
-            elif legs:
-                fetched = [models.Prefetch(**leg, filter=condition, limit=fusion.depth) for leg in legs]
-                rrf = models.RrfQuery(rrf=models.Rrf(k=fusion.k, weights=list(fusion.weights)))
-                request = models.QueryRequest(prefetch=fetched, query=rrf, limit=limit, with_payload=payload)
-            else:  # a sparse query without a term
-                continue
-            places.append(place)
-            requests.append(request)
-        found: list[list[Match]] = [[] for _ in queries]
+            has_terms = query.sparse is not None and len(query.sparse.terms_T) > 0
+            is_fused = has_terms and query.dense_E is not None
+            most = reach if is_fused else limit
+            legs = [] if query.dense_E is None else [self._dense_leg(query.dense_E, name, most, condition)]
+            legs += [{"query": _sparse_vector(query.sparse), "using": LEXICAL}] if query.sparse and has_terms else []
+            options: dict[str, Any] = {"filter": condition, "limit": most, "with_payload": not is_fused and payload}
+            requests += [models.QueryRequest(**leg, **options) for leg in legs]
+            places += [place] * len(legs)
+        rankings: list[list[list[models.ScoredPoint]]] = [[] for _ in queries]
         if requests:
             answers = self._ask(lambda client: client.query_batch_points(self.collection, requests))
             for place, answer in zip(places, answers, strict=True):
-                found[place] = [Match(str(point.id), point.score, point.payload or {}) for point in answer.points]
-        return found
+                rankings[place].append(answer.points)
+        fused = {
+            place: fuse([[(str(point.id), point.score) for point in leg] for leg in legs], **asdict(fusion))[:limit]
+            for place, legs in enumerate(rankings)
+            if len(legs) > 1
+        }
+        payloads = self._payloads({id for best in fused.values() for id, _ in best}, payload)
+        return [
+            [Match(id, score, payloads[id]) for id, score in fused[place] if id in payloads]
+            if place in fused
+            else [Match(str(point.id), point.score, point.payload or {}) for points in legs for point in points]
+            for place, legs in enumerate(rankings)
+        ]
 
-    def _legs(
-        self, query: StoreQuery, name: str, condition: "models.Filter | None", *, limit: int, depth: int
-    ) -> list[dict[str, Any]]:
-        """The dense and the sparse part of a query, each as a search of its own."""
+    def _dense_leg(
+        self, query_E: np.ndarray, name: str, limit: int, condition: "models.Filter | None"
+    ) -> dict[str, Any]:
+        """A search for the nearest: by the short vectors first, where there are such."""
         from qdrant_client import models
 
-        legs: list[dict[str, Any]] = []
-        params = self._search_params()
-        has_terms = query.sparse is not None and len(query.sparse.terms_T) > 0
-        if query.dense_E is not None:
-            vector = query.dense_E.tolist()
-            leg = {"query": vector, "using": name_there(name, self._schema) or None, "params": params}
-            if (width := self._schema.first_stage) is not None and name == "":
-                most = candidates(depth if has_terms else limit)
-                leg["prefetch"] = models.Prefetch(
-                    query=vector[:width], using=SHORT, params=params, filter=condition, limit=most
-                )
-            legs.append(leg)
-        if query.sparse is not None and has_terms:
-            legs.append({"query": _sparse_vector(query.sparse), "using": LEXICAL})
-        return legs
+        vector, params = query_E.tolist(), self._search_params(tier(limit), oversampling(limit))
+        leg = {"query": vector, "using": name_there(name, self._schema) or None, "params": params}
+        if (width := self._schema.first_stage) is not None and name == "":
+            most = candidates(limit)
+            params = self._search_params(most, OVERSAMPLING)
+            leg["prefetch"] = models.Prefetch(
+                query=vector[:width], using=SHORT, params=params, filter=condition, limit=most
+            )
+        return leg
 
-    def _search_params(self) -> "models.SearchParams | None":
+    def _payloads(self, ids: set[str], payload: bool | list[str]) -> dict[str, dict[str, Any]]:
+        """The payloads of points by id; one that has just been deleted is left out."""
+        there = [_id_there(id) for id in ids]
+        if not there:
+            return {}
+        records = self._ask(
+            lambda client: client.retrieve(self.collection, there, with_payload=payload, with_vectors=False)
+        )
+        return {str(record.id): record.payload or {} for record in records}
+
+    def _search_params(self, ef: int, oversampling: float) -> "models.SearchParams":
         from qdrant_client import models
 
-        if self._schema.quantize is None:
-            return None
-        rescore = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        return models.SearchParams(quantization=rescore)
+        rescore = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+        return models.SearchParams(hnsw_ef=ef, quantization=rescore if self._schema.quantize is not None else None)
 
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
         """See VectorStore."""
