@@ -42,6 +42,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Passes(Protocol):
+    """The three steps between a layer's products and its attention."""
+
     def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
         """The RMS norm (arXiv 1910.07467) of the states, to which `added_TD` is first added, in place."""
 
@@ -105,7 +107,8 @@ class Compiled:
     def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
         T, H, W = states_THW.shape
         assert states_THW.stride()[1:] == (W, 1), states_THW.stride()
-        assert all(x.shape == (T, 1, W // 2) and x.is_contiguous() for x in rotation), (states_THW.shape, rotation)
+        for x in rotation:
+            assert x.shape == (T, 1, W // 2) and x.dtype == states_THW.dtype and x.is_contiguous(), (x, states_THW)
         cos, sin = (x.data_ptr() for x in rotation)
         sizes = T, H, W // 2, _threads(states_THW)
         self._functions["rotate", states_THW.dtype](states_THW.data_ptr(), states_THW.stride(0), cos, sin, *sizes)
@@ -193,7 +196,7 @@ def _load(path: Path) -> Compiled | str:
 
 def _build(path: Path) -> str | None:
     """Build the library; the file appears whole or not at all. Returns what is wrong, if anything is."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [n for n in ("c++", "g++", "clang++") if shutil.which(n)][:1]
+    compiler = shlex.split(os.environ.get("CXX", "")) or [n for n in ("g++", "c++") if shutil.which(n)][:1]
     if not compiler:
         return "there is no C++ compiler"
     native = ("-march=native", "-mprefer-vector-width=512") if platform.machine() == "x86_64" else ("-mcpu=native",)
