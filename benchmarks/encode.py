@@ -11,6 +11,7 @@ is timed, their vectors are compared. Texts are from the documentation of Python
     mixed    log-normal around 90 tokens, 8 to 512
 
     ours                    Encoder.encode_passages
+    ours, not compiled      the same with the element-wise passes of torch, as where there is no C++ compiler
     sentence-transformers   SentenceTransformer.encode, with the attention and batch size that were fastest on them
     transformers            AutoModel on batches sorted by length and padded, attention and batch size likewise
 
@@ -26,12 +27,14 @@ its measured rate, and `of the roofline` what part of ours that longer time is.
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -46,6 +49,7 @@ from epic_search.encoder import Encoder, weights
 from epic_search.encoder.backbone import load_backbone, save_model
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.passes import VARIABLE
 from epic_search.encoder.tokenizer import load_tokenizer
 
 LONGEST = 510  # and BOS and EOS
@@ -76,7 +80,8 @@ def main(
         for name, lengths in sets(tokens, seed=seed).items():
             texts = texts_of(lengths, tokenizer, seed=seed)
             cost = Cost.of(ours, [len(ids) for ids in ours.token_ids(texts)])
-            setups: dict[str, Callable[[], Any]] = {"ours": partial(ours.encode_passages, texts)}
+            own = partial(ours.encode_passages, texts)
+            setups: dict[str, Callable[[], Any]] = {"ours": own, "ours, not compiled": partial(not_compiled, own)}
             for peer in (SentenceTransformers, Transformers):
                 setups[peer.name] = fastest(peer, folder, texts, where, precision, tune=tune)
             vectors = {setup: run() for setup, run in setups.items()}
@@ -88,6 +93,12 @@ def main(
     if out is not None:
         settings = {"backbone": backbone, "layers": layers, "dtype": str(precision), "device": where.type}
         out.write_text(json.dumps(facts(**settings, rounds=rounds) | {"sets": results}, indent=2) + "\n", "utf-8")
+
+
+def not_compiled(encode: Callable[[], np.ndarray]) -> np.ndarray:
+    """With torch's own element-wise passes."""
+    with patch.dict(os.environ, {VARIABLE: "off"}):
+        return encode()
 
 
 def least_cosine(a_NE: np.ndarray, b_NE: np.ndarray) -> float:

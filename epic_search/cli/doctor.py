@@ -18,6 +18,8 @@ from epic_search.cli.completion import complete_encoder
 from epic_search.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from epic_search.encoder.device import Device, Dtype
 
 EXIT_PROBLEMS = 1
@@ -230,6 +232,7 @@ def _torch(device: "Device") -> Iterator[Finding]:
 def _encoder(reference: str, *, device: "Device", dtype: "Dtype") -> Iterator[Finding]:
     with console.working(f"loading the encoder {reference}"):
         from epic_search.encoder import Encoder
+        from epic_search.encoder.attention import PACKED
         from epic_search.encoder.backbone import choose_layout
         from epic_search.encoder.device import choose_dtype
 
@@ -249,3 +252,13 @@ def _encoder(reference: str, *, device: "Device", dtype: "Dtype") -> Iterator[Fi
     yield Finding("encoder", reference, f"loaded in {loading:.1f} s, a query in {1000 * query:.0f} ms")
     yield Finding("dtype", precision.value, precision.reason)
     yield Finding("attention", layout.value, layout.reason)
+    if layout.value == PACKED:
+        yield _passes(loaded.device)
+
+
+def _passes(device: "torch.device") -> Finding:
+    from epic_search.encoder.passes import passes_choice
+
+    choice, is_missed = passes_choice(device)
+    hint = "install g++: large batches then take about three quarters of the time" if is_missed else ""
+    return Finding("element-wise passes", choice.value, choice.reason, "note" if is_missed else "ok", hint)

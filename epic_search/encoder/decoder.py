@@ -1,7 +1,7 @@
 """The decoder of an encoder in use: packed texts through Llama-like layers, without work that no vector needs.
 
 transformers' own layers are the reference, and what is trained. In use, more than half of their time on a CPU goes
-into norms, rotations and activations in bfloat16, which here take fewer passes over memory; projections of the same
+into norms, rotations and activations, which here take fewer passes over memory (`passes.py`); projections of the same
 states are one product; texts may share a prefix, whose keys and values are computed once; and of the last layer only
 what is read is computed: the keys and values of all tokens, but no more of those that are not pooled.
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.attention import KeyValue, Packing, attend
+from epic_search.encoder.passes import EAGER, Passes, Rotation, choose_passes
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines, (T, 1, W / 2) each."""
+Hidden = tuple[Tensor, Tensor | None]
+"""States, and what is still to be added to them: the norm that comes next does it in its own pass."""
 
 
 class Decoder:
@@ -49,49 +50,49 @@ class Decoder:
 
         `positions_T` count on from the prefix, if there is one; `reads_BR`: offsets within each text.
         """
-        hidden_TD, rotation = tokens_TD, self._rotation(tokens_TD, positions_T)
+        rotation, passes = self._rotation(tokens_TD, positions_T), choose_passes(tokens_TD)
+        hidden: Hidden = tokens_TD, None
         for i, layer in enumerate(self._layers):
             reads = reads_BR if i == len(self._layers) - 1 else None
             rows = None if reads is None else (packing.boundaries[:-1, None] + reads).flatten()
-            hidden_TD = layer(hidden_TD, rotation, packing, prefix[i] if prefix else None, reads, rows)
-        return self._norm(hidden_TD)
+            hidden = layer(hidden, rotation, packing, passes, prefix[i] if prefix else None, reads, rows)
+        return self._norm(hidden, passes)
 
     def prefill(self, tokens_PD: Tensor) -> list[KeyValue]:
         """Keys and values of tokens that stand before others, for each layer."""
         packing = Packing([len(tokens_PD)], tokens_PD.device)
-        hidden_PD, rotation = tokens_PD, self._rotation(tokens_PD, torch.arange(len(tokens_PD), device=packing.device))
+        rotation = self._rotation(tokens_PD, torch.arange(len(tokens_PD), device=packing.device))
+        passes = choose_passes(tokens_PD)
+        hidden: Hidden = tokens_PD, None
         kept: list[KeyValue] = []
         for i, layer in enumerate(self._layers):
-            query_PHW, *key_value = layer.project(hidden_PD, rotation)
+            query_PHW, *key_value = layer.project(hidden, rotation, passes)
             kept.append((key_value[0].contiguous(), key_value[1].contiguous()))
             if i < len(self._layers) - 1:
                 attended_PHW = attend(query_PHW, *kept[-1], packing, scale=layer.scale)
-                hidden_PD = layer.finish(hidden_PD, attended_PHW)
+                hidden = layer.finish(hidden[0], attended_PHW, passes)
         return kept
 
     def _rotation(self, tokens_TD: Tensor, positions_T: Tensor) -> Rotation:
         cos_1TW, sin_1TW = self._rotary(tokens_TD[None], positions_T[None])
         half = cos_1TW.shape[-1] // 2  # both halves of a head turn by the same angles
-        return cos_1TW[0, :, None, :half], sin_1TW[0, :, None, :half]
+        return cos_1TW[0, :, None, :half].contiguous(), sin_1TW[0, :, None, :half].contiguous()
 
 
 class RMSNorm:
-    """A backbone's RMS norm (arXiv 1910.07467), in three passes over the states, none of them in another precision.
-
-    Sums are float32. What rounds the scale of a state moves its length by less than rounding its numbers does.
-    """
+    """The weight of a backbone's RMS norm, as a factor, and its epsilon."""
 
     def __init__(self, norm: Any) -> None:
-        self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
+        self.eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
         width = norm.weight.shape
         # Some multiply by the weight, some by one more: what the norm does to ones says it.
         ones = torch.ones(width, device=norm.weight.device)
-        self._weight = (copy.deepcopy(norm).float()(ones) * (1 + self._eps) ** 0.5).to(norm.weight.dtype)
+        self.weight = (copy.deepcopy(norm).float()(ones) * (1 + self.eps) ** 0.5).to(norm.weight.dtype)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        squares = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        scale = squares.div_(states.shape[-1]).add_(self._eps).rsqrt_()
-        return (states * scale.to(states.dtype)).mul_(self._weight)
+    def __call__(self, hidden: Hidden, passes: Passes) -> Tensor:
+        """Of the sum, which is then the first of the two."""
+        states, update = hidden
+        return passes.norm(states, self.weight, self.eps, added_TD=update)
 
 
 class _Layer:
@@ -107,27 +108,31 @@ class _Layer:
         self._out: nn.Linear = attention.o_proj
         self._down: nn.Linear = mlp.down_proj
         self._activation: Callable[[Tensor], Tensor] = mlp.act_fn
+        sample = torch.linspace(-8, 8, 65)
+        self._is_silu = torch.equal(self._activation(sample), F.silu(sample))
 
     def __call__(
         self,
-        hidden_TD: Tensor,
+        hidden: Hidden,
         rotation: Rotation,
         packing: Packing,
+        passes: Passes,
         prefix: KeyValue | None,
         reads_BR: Tensor | None,
         rows_Q: Tensor | None,
-    ) -> Tensor:
-        query_QHW, key_TGW, value_TGW = self.project(hidden_TD, rotation, rows_Q)
+    ) -> Hidden:
+        query_QHW, key_TGW, value_TGW = self.project(hidden, rotation, passes, rows_Q)
         attended_QHW = attend(
             query_QHW, key_TGW, value_TGW, packing, scale=self.scale, prefix=prefix, reads_BR=reads_BR
         )
-        return self.finish(hidden_TD if rows_Q is None else hidden_TD[rows_Q], attended_QHW)
+        states_TD, _ = hidden
+        return self.finish(states_TD if rows_Q is None else states_TD[rows_Q], attended_QHW, passes)
 
     def project(
-        self, hidden_TD: Tensor, rotation: Rotation, rows_Q: Tensor | None = None
+        self, hidden: Hidden, rotation: Rotation, passes: Passes, rows_Q: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (of the rows, or of all), keys and values, the first two rotated."""
-        normed_TD = self._norm(hidden_TD)
+        normed_TD = self._norm(hidden, passes)
         if rows_Q is None:
             joined = self._query_key_value(normed_TD)
             query, key, value = joined.split(self._sizes, dim=-1)
@@ -137,15 +142,22 @@ class _Layer:
             key, value = joined.split(self._sizes[1:], dim=-1)
         query_QHW, key_TGW, value_TGW = (x.unflatten(-1, (-1, self._width)) for x in (query, key, value))
         if self._head_norms:
-            query_QHW, key_TGW = (norm(x) for norm, x in zip(self._head_norms, (query_QHW, key_TGW), strict=True))
+            query_QHW, key_TGW = (
+                norm((x, None), EAGER) for norm, x in zip(self._head_norms, (query_QHW, key_TGW), strict=True)
+            )
         asking = rotation if rows_Q is None else (rotation[0][rows_Q], rotation[1][rows_Q])
-        return _rotated(query_QHW, asking), _rotated(key_TGW, rotation), value_TGW
+        return passes.rotate(query_QHW, asking), passes.rotate(key_TGW, rotation), value_TGW
 
-    def finish(self, hidden_QD: Tensor, attended_QHW: Tensor) -> Tensor:
+    def finish(self, states_QD: Tensor, attended_QHW: Tensor, passes: Passes) -> Hidden:
         """The states after a layer, from those before it and what its attention found."""
-        hidden_QD = hidden_QD + self._out(attended_QHW.flatten(1))
-        gate, up = self._gate_up(self._mlp_norm(hidden_QD)).chunk(2, dim=-1)
-        return hidden_QD.add_(self._down(self._activation(gate).mul_(up)))
+        hidden_QD = self._out(attended_QHW.flatten(1))
+        gate_up = self._gate_up(self._mlp_norm((hidden_QD, states_QD), passes))
+        if self._is_silu:
+            inner = passes.gate(gate_up)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            inner = self._activation(gate).mul_(up)
+        return hidden_QD, self._down(inner)
 
 
 class _Joined:
@@ -163,14 +175,3 @@ class _Joined:
 
     def __call__(self, states: Tensor, outputs: slice = slice(None)) -> Tensor:
         return F.linear(states, self._weight[outputs], None if self._bias is None else self._bias[outputs])
-
-
-def _rotated(states_THW: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary position embeddings (arXiv 2104.09864): the halves of each head are the two coordinates turned."""
-    cos, sin = rotation
-    first, second = states_THW.chunk(2, dim=-1)
-    out_THW = torch.empty(states_THW.shape, dtype=states_THW.dtype, device=states_THW.device)
-    out_first, out_second = out_THW.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
-    return out_THW

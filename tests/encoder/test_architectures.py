@@ -1,16 +1,17 @@
 """Decoders other than Llama: whichever layout is chosen, a vector does not depend on its neighbours.
 
 Padded batches go through transformers as it is, so they are the reference of every fast path at once: packed texts, the
-shared prefix, cascade attention, and the last layer computed only where it is read.
+shared prefix, cascade attention, compiled passes, and the last layer computed only where it is read.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from epic_search.encoder import Demonstration, Encoder, Prompt
+from epic_search.encoder import Demonstration, Encoder, Prompt, passes
 from epic_search.encoder.attention import CASCADE_FROM
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.prefix import common
@@ -51,6 +52,7 @@ def test_vectors_do_not_depend_on_neighbours(
     tiny_backbone_folder: Path,
     tiny_contextual_folder: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -69,7 +71,9 @@ def test_vectors_do_not_depend_on_neighbours(
         }
     )
     Encoder.create(config, device="cpu").save(tmp_path / "encoder")
-    for dtype, least in (("float32", 0.99999), ("bfloat16", 0.999)):
+    monkeypatch.setattr(passes, "WORTH", 1)
+    for (dtype, least), compiled in itertools.product((("float32", 0.99999), ("bfloat16", 0.999)), ("off", "auto")):
+        monkeypatch.setenv(passes.VARIABLE, compiled)
         encoder = Encoder.load(tmp_path / "encoder", device="cpu", dtype=dtype)
         assert encoder.model.layout == layout
         prompts = prompts_of(encoder)

@@ -1,0 +1,221 @@
+"""The element-wise passes between a decoder's matrix products: in torch alone, or compiled on this machine.
+
+On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
+of ours (`fused.cpp`) that the user's C++ compiler builds in a second, once: the library is kept in the cache. It is
+built when a batch is large enough to be worth that second, so never for a single query; a library that is there serves
+all. Where it cannot be built, `Eager` does the same work, and `epic-search doctor` says why.
+
+Both write over what they are given where that saves a pass, and both may be called from any thread.
+
+Shapes: T tokens, D width, H heads of width W, I width inside the MLP.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from epic_search.encoder.backbone import Choice
+from epic_search.encoder.weights import cache_home
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+VARIABLE = "EPIC_SEARCH_COMPILE"
+WORTH = 2048  # tokens of a batch for which a library is built
+GRAIN = 32768  # numbers that are worth a thread, as torch has it
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines, (T, 1, W / 2) each, contiguous."""
+
+
+class Passes(Protocol):
+    """The three steps between a layer's products and its attention."""
+
+    def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
+        """The RMS norm (arXiv 1910.07467) of the states, to which `added_TD` is first added, in place."""
+
+    def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
+        """Rotary position embeddings (arXiv 2104.09864): the halves of each head are the two coordinates turned."""
+
+    def gate(self, gate_up_TI: Tensor) -> Tensor:
+        """silu(gate) * up, from (T, 2 * I)."""
+
+
+class Eager:
+    """In few passes of torch over the states, none of them in another precision."""
+
+    def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
+        """Sums are float32. Rounding the scale of a state moves its length by less than rounding its numbers does."""
+        if added_TD is not None:
+            states_TD.add_(added_TD)
+        squares = torch.linalg.vector_norm(states_TD, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        scale = squares.div_(states_TD.shape[-1]).add_(eps).rsqrt_()
+        return (states_TD * scale.to(states_TD.dtype)).mul_(weight_D)
+
+    def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
+        cos, sin = rotation
+        first, second = states_THW.chunk(2, dim=-1)
+        out_THW = torch.empty(states_THW.shape, dtype=states_THW.dtype, device=states_THW.device)
+        out_first, out_second = out_THW.chunk(2, dim=-1)
+        torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+        return out_THW
+
+    def gate(self, gate_up_TI: Tensor) -> Tensor:
+        gate_TI, up_TI = gate_up_TI.chunk(2, dim=-1)
+        return F.silu(gate_TI).mul_(up_TI)
+
+
+class Compiled:
+    """One pass each, over tensors on the CPU in one of TYPES; numbers are float32 in between."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        signatures: dict[str, list[Any]] = {
+            "norm": [pointer] * 4 + [size, size, ctypes.c_float, number],
+            "rotate": [pointer, size, pointer, pointer, size, size, size, number],
+            "gate": [pointer, pointer, size, size, number],
+        }
+        self._functions = {}
+        for name, arguments in signatures.items():
+            for dtype, suffix in TYPES.items():
+                function = library[f"{name}_{suffix}"]
+                function.argtypes, function.restype = arguments, None
+                self._functions[name, dtype] = function
+
+    def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
+        assert states_TD.dtype == weight_D.dtype, (states_TD.dtype, weight_D.dtype)
+        assert states_TD.is_contiguous() and (added_TD is None or added_TD.is_contiguous()), states_TD.stride()
+        out_TD, added = torch.empty_like(states_TD), None if added_TD is None else added_TD.data_ptr()
+        pointers = out_TD.data_ptr(), states_TD.data_ptr(), added, weight_D.data_ptr()
+        self._functions["norm", states_TD.dtype](*pointers, *states_TD.shape, eps, _threads(states_TD))
+        return out_TD
+
+    def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
+        T, H, W = states_THW.shape
+        assert states_THW.stride()[1:] == (W, 1), states_THW.stride()
+        for x in rotation:
+            assert x.shape == (T, 1, W // 2) and x.dtype == states_THW.dtype and x.is_contiguous(), (x, states_THW)
+        cos, sin = (x.data_ptr() for x in rotation)
+        sizes = T, H, W // 2, _threads(states_THW)
+        self._functions["rotate", states_THW.dtype](states_THW.data_ptr(), states_THW.stride(0), cos, sin, *sizes)
+        return states_THW
+
+    def gate(self, gate_up_TI: Tensor) -> Tensor:
+        assert gate_up_TI.is_contiguous(), gate_up_TI.stride()
+        T, both = gate_up_TI.shape
+        out_TI = gate_up_TI.new_empty(T, both // 2)
+        pointers = out_TI.data_ptr(), gate_up_TI.data_ptr()
+        self._functions["gate", gate_up_TI.dtype](*pointers, T, both // 2, _threads(out_TI))
+        return out_TI
+
+
+def _threads(states: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), states.numel() // GRAIN))
+
+
+EAGER = Eager()
+_built: dict[Path, Compiled | str] = {}  # or why there is none
+_building = Lock()
+
+
+def choose_passes(tokens_TD: Tensor) -> Passes:
+    """What a batch of tokens goes through a decoder with."""
+    if tokens_TD.device.type != "cpu" or tokens_TD.dtype not in TYPES or os.environ.get(VARIABLE) == "off":
+        return EAGER
+    found = compiled(build=len(tokens_TD) >= WORTH)
+    return found if isinstance(found, Compiled) else EAGER
+
+
+def passes_choice(device: torch.device) -> tuple[Choice, bool]:
+    """What large batches are encoded with on this device, and whether compiled passes are missed, for want of a build.
+
+    What is to be built is built.
+    """
+    if device.type != "cpu":
+        return Choice("torch's own", "compiled ones are for a CPU"), False
+    if os.environ.get(VARIABLE) == "off":
+        return Choice("torch's own", f"{VARIABLE}=off"), False
+    found = compiled(build=True)
+    if isinstance(found, Compiled):
+        return Choice("compiled", f"one trip through memory each; {library_path()}"), False
+    return Choice("torch's own", f"{found}"), True
+
+
+def compiled(*, build: bool) -> Compiled | str | None:
+    """The compiled passes, or why they cannot be had; None where they are not built, and not to be built now."""
+    path = library_path()
+    if path not in _built and (build or path.is_file()):
+        with _building:
+            if path not in _built:
+                _built[path] = _load(path)
+    return _built.get(path)
+
+
+def library_path() -> Path:
+    """Where the library of this source, torch and processor is kept."""
+    return cache_home() / "compiled" / f"{_key()}.so"
+
+
+@cache
+def _key() -> str:
+    about = [SOURCE.read_text(encoding="utf-8"), torch.__version__, str(FLAGS), platform.machine(), _processor()]
+    return hashlib.sha256("\0".join(about).encode()).hexdigest()[:20]
+
+
+def _processor() -> str:
+    """What the processor can do: a library that is built for one may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _load(path: Path) -> Compiled | str:
+    if not path.is_file() and (problem := _build(path)):
+        return problem
+    try:
+        return Compiled(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded: {error}"
+
+
+def _build(path: Path) -> str | None:
+    """Build the library; the file appears whole or not at all. Returns what is wrong, if anything is."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [n for n in ("g++", "c++") if shutil.which(n)][:1]
+    if not compiler:
+        return "there is no C++ compiler"
+    native = ("-march=native", "-mprefer-vector-width=512") if platform.machine() == "x86_64" else ("-mcpu=native",)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            out = Path(scratch) / path.name
+            command = [*compiler, *FLAGS, *native, str(SOURCE), "-o", str(out), "-Wl,--as-needed", *_openmp()]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            out.replace(path)
+    except subprocess.CalledProcessError as error:
+        return f"{compiler[0]} failed: {(error.stderr.strip().splitlines() or ['it does not say why'])[-1]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{compiler[0]} failed: {error}"
+    return None
+
+
+def _openmp() -> list[str]:
+    """The OpenMP library that torch brings along, so that its threads are used, not others beside them."""
+    package = Path(torch.__file__).parent
+    found = [*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")]
+    return [str(path) for path in found[:1]]

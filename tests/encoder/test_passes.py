@@ -1,0 +1,98 @@
+"""Compiled passes compute what torch computes, and where they cannot be built, torch does."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from epic_search.encoder import Encoder, passes
+from epic_search.encoder.passes import EAGER, VARIABLE, Compiled, Eager, choose_passes, compiled, passes_choice
+
+CPU = torch.device("cpu")
+TEXTS = [f"{'so many words ' * (i % 17)} and text {i}" for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EPIC_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = compiled(build=True)
+    if not isinstance(found, Compiled):
+        pytest.skip(str(found))
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize("tokens", [1, 37, 1000], ids=lambda tokens: f"{tokens} tokens")
+def test_each_pass_equals_torch_in_float64(library: Compiled, tokens: int, dtype: torch.dtype, near: float) -> None:
+    torch.manual_seed(0)
+    states, added, weight = (torch.randn(*shape).to(dtype) for shape in ((tokens, 96), (tokens, 96), (96,)))
+    total = (states + added).double()
+    joined = torch.randn(tokens, 7, 16).to(dtype)
+    cos, sin = (torch.randn(tokens, 1, 8).to(dtype) for _ in range(2))
+    first, second = joined[:, :5].double().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    gate_up = torch.randn(tokens, 150).to(dtype) * 20
+    gate_up[0, :4] = torch.tensor([-1e3, 1e3, -1e30, 1e30])
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    for way in (library, EAGER):
+        own, heads = states.clone(), joined.clone()
+        normed = way.norm(own, weight, 1e-5, added_TD=added)
+        assert torch.equal(own, states + added)
+        close(normed, F.rms_norm(total, (96,), weight.double(), 1e-5), near=near)
+        close(way.rotate(heads[:, :5], (cos, sin)), turned, near=near)
+        assert torch.equal(heads[:, 5:], joined[:, 5:]), "other heads of the row stay as they are"
+        close(way.gate(gate_up), F.silu(gate) * up, near=near)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, *, near: float) -> None:
+    torch.testing.assert_close(found.double(), expected, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.999999), ("bfloat16", 0.999)])
+def test_the_same_vectors_from_any_thread(
+    library: Compiled, tiny_encoder_folder: Path, dtype: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(tiny_encoder_folder, device="cpu", dtype=dtype)
+    monkeypatch.setenv(VARIABLE, "off")
+    plain_NE = encoder.encode_passages(TEXTS)
+    used: list[object] = []
+    monkeypatch.setattr("epic_search.encoder.decoder.choose_passes", lambda _: used.append(library) or library)
+    with ThreadPoolExecutor(4) as pool:
+        for found_NE in pool.map(encoder.encode_passages, [TEXTS] * 8):
+            assert (found_NE * plain_NE).sum(axis=1).min() >= least
+    assert used
+
+
+def test_built_for_large_batches_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: Compiled) -> None:
+    monkeypatch.setenv("EPIC_SEARCH_CACHE", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    few, many = torch.zeros(12, 8), torch.zeros(passes.WORTH, 8)
+    assert choose_passes(few) is EAGER and not list(tmp_path.rglob("*.so"))
+    assert isinstance(choose_passes(many), Compiled) and passes.library_path().is_file()
+    assert isinstance(choose_passes(few), Compiled), "what is there serves all"
+    assert choose_passes(many.half()) is EAGER
+    monkeypatch.setenv(VARIABLE, "off")
+    assert choose_passes(many) is EAGER
+    assert passes_choice(CPU)[0].reason == f"{VARIABLE}=off"
+
+
+@pytest.mark.parametrize("compiler", [None, "false", "no-such-compiler"])
+def test_without_a_compiler_torch_does_the_work(
+    compiler: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EPIC_SEARCH_CACHE", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if compiler is None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+    else:
+        monkeypatch.setenv("CXX", compiler)
+    assert isinstance(choose_passes(torch.zeros(passes.WORTH, 8)), Eager)
+    choice, is_missed = passes_choice(CPU)
+    assert is_missed and choice.value == "torch's own"
+    assert choice.reason.startswith(f"{compiler} failed: " if compiler else "there is no C++ compiler")
+    assert not list(tmp_path.rglob("*.so"))
