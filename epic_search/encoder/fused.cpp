@@ -1,6 +1,6 @@
 // The element-wise work between a decoder layer's matrix products, each step in one pass over memory.
 //
-// Built on the user's machine by fused.py. Plain loops: the compiler turns the innermost ones into vector instructions.
+// Built on the user's machine by passes.py. Plain loops: the compiler turns the innermost ones into vector instructions.
 // Numbers come and go as T, float or bfloat16 (the upper half of a float), and are float in between.
 
 #include <cmath>
