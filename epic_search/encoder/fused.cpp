@@ -131,8 +131,8 @@ static void layer_norm(
     }
 }
 
-// x times the normal distribution's integral up to x: for |x| from 9 on all of x, or nothing. By the complement of the error function
-// to 3e-7: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.28.
+// x times the normal distribution's integral up to x, to 5e-7; from |x| = 9 on, all of x or nothing. By the complement
+// of the error function as Abramowitz and Stegun have it (Handbook of Mathematical Functions, 1964, 7.1.28).
 static inline float gelu(float x) {
     float z = std::fabs(x) * 0.707106781f;
     z = z > 6.4f ? 6.4f : z;
