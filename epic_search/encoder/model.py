@@ -72,7 +72,7 @@ class EncoderModel(nn.Module):
             self.contextual.use_layout(layout)
 
     def freeze(self) -> None:
-        """Take the fast way through both models wherever texts are packed: their weights stay as they are from now on."""
+        """Take the fast way through models, wherever texts are packed, whose weights stay as they are from now on."""
         if self.layout == PACKED:
             self._decoder = Decoder(self.backbone)
             if self.contextual is not None:

@@ -131,18 +131,19 @@ class Compiled:
     ) -> Tensor:
         """Of the sum of all three."""
         inputs = states_TD, added_TD, bias_D, norm.weight, norm.bias
-        for x in inputs:
-            assert x is None or (x.is_contiguous() and x.dtype == states_TD.dtype), (x, states_TD)
-        assert added_TD.shape == states_TD.shape, (added_TD.shape, states_TD.shape)
+        T, D = states_TD.shape
+        for x, shape in zip(inputs, ((T, D), (T, D), (D,), (D,), (D,)), strict=True):
+            fits = x is None or (x.shape == shape and x.dtype == states_TD.dtype and x.is_contiguous())
+            assert fits, (x, shape, states_TD.dtype)
         out_TD = torch.empty_like(states_TD)
         pointers = [None if x is None else x.data_ptr() for x in (out_TD, *inputs)]
-        sizes = *states_TD.shape, norm.eps, _threads(states_TD)
-        self._functions["layer_norm", states_TD.dtype](*pointers, *sizes)
+        self._functions["layer_norm", states_TD.dtype](*pointers, T, D, norm.eps, _threads(states_TD))
         return out_TD
 
     def gelu(self, states_TI: Tensor, bias_I: Tensor, *, approximate: str) -> Tensor:
         """Of the sum, in place; `approximate` as in torch, "none" or "tanh"."""
-        assert states_TI.is_contiguous() and states_TI.dtype == bias_I.dtype, (states_TI, bias_I)
+        assert states_TI.is_contiguous() and bias_I.is_contiguous(), (states_TI.stride(), bias_I.stride())
+        assert (states_TI.dtype, states_TI.shape[1:]) == (bias_I.dtype, bias_I.shape), (states_TI, bias_I)
         function = self._functions["gelu_tanh" if approximate == "tanh" else "gelu", states_TI.dtype]
         function(states_TI.data_ptr(), bias_I.data_ptr(), *states_TI.shape, _threads(states_TI))
         return states_TI
