@@ -2,8 +2,8 @@
 
 `Bert` is the reference, what is trained, and what does the work everywhere else. Here the products of queries, keys and
 values are one, and of the biases only a query's takes a pass of its own: those of the MLP and of the outputs are added
-within the pass that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's reaches
-the output undivided, as attention weights sum to one, so it is part of the bias there.
+within the pass that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's
+reaches the output undivided, as attention weights sum to one, so it is part of the bias there.
 
 Shapes: T tokens, C width, H heads, W head width, V words, P positions, I width inside the MLP.
 """
