@@ -19,7 +19,7 @@ from epic_search.encoder.backbone import load_model, read_config
 from epic_search.encoder.bare import raw_config
 from epic_search.encoder.batching import Batch, batches, lay_out, token_budget
 from epic_search.encoder.bert import Bert
-from epic_search.encoder.frozen_bert import APPROXIMATE, FrozenBert
+from epic_search.encoder.frozen_bert import FrozenBert
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
@@ -50,8 +50,8 @@ class ContextualEncoder(nn.Module):
         self.layout = layout if self._packable else "padded"
 
     def freeze(self) -> None:
-        """Take the fast way through a BERT wherever there is one: from now on its weights stay as they are."""
-        if isinstance(self.model, Bert) and self.model.config.hidden_act in APPROXIMATE:
+        """Take the fast way through a BERT where it is one: from now on its weights stay as they are."""
+        if isinstance(self.model, Bert):
             self._frozen = FrozenBert(self.model)
 
     @property

@@ -1,11 +1,11 @@
 """The Contextual encoder in use: packed texts through BERT's layers in compiled passes, wherever these can be had.
 
 `Bert` is the reference, what is trained, and what does the work everywhere else. Here the products of queries, keys and
-values are one, and of the biases only a query's takes a pass of its own: those of the MLP and of the outputs are added
-within the pass that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's
+values are one, and of these and the outputs' biases only a query's takes a pass of its own: the outputs' are added
+within the norm that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's
 reaches the output undivided, as attention weights sum to one, so it is part of the bias there.
 
-Shapes: T tokens, C width, H heads, W head width, V words, P positions, I width inside the MLP.
+Shapes: T tokens, C width, H heads, W head width, V words, P positions.
 """
 
 from typing import Any
@@ -20,9 +20,6 @@ from epic_search.encoder.bert import Bert
 from epic_search.encoder.decoder import join_weights
 from epic_search.encoder.passes import Compiled, compiled_for
 
-APPROXIMATE = {"gelu": "none", "gelu_new": "tanh"}
-"""The activations that are compiled, as torch tells them apart."""
-
 
 class FrozenBert:
     """A model that stays as it is: weights are shared with it, not copied, as in `Decoder`."""
@@ -33,8 +30,7 @@ class FrozenBert:
         self._words_VC: Tensor = parts.word_embeddings.weight
         self._places_PC: Tensor = parts.position_embeddings.weight + parts.token_type_embeddings.weight[0]
         self._norm = parts.LayerNorm
-        options = bert.config.num_attention_heads, APPROXIMATE[bert.config.hidden_act]
-        self._layers = [_Layer(layer, *options) for layer in bert.encoder.layer]
+        self._layers = [_Layer(layer, heads=bert.config.num_attention_heads) for layer in bert.encoder.layer]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Hidden states, as the model itself returns them."""
@@ -51,12 +47,13 @@ class FrozenBert:
 
 class _Layer:
     @torch.no_grad()
-    def __init__(self, layer: Any, heads: int, approximate: str) -> None:
+    def __init__(self, layer: Any, *, heads: int) -> None:
         own, out = layer.attention.self, layer.attention.output
-        self._heads, self._approximate = heads, approximate
+        self._heads = heads
         self._query_key_value = join_weights(own.query, own.key, own.value)
         self._query_bias: Tensor = own.query.bias
         self._out, self._up, self._down = out.dense, layer.intermediate.dense, layer.output.dense
+        self._activation = layer.activation
         bias = torch.addmv(out.dense.bias.float(), out.dense.weight.float(), own.value.bias.float())
         self._out_bias = bias.to(out.dense.bias.dtype)
         self._out_norm, self._down_norm = out.LayerNorm, layer.output.LayerNorm
@@ -69,7 +66,5 @@ class _Layer:
         states_TC = passes.layer_norm(
             F.linear(found_TC, self._out.weight), self._out_norm, added_TD=states_TC, bias_D=self._out_bias
         )
-        inner_TI = passes.gelu(F.linear(states_TC, self._up.weight), self._up.bias, approximate=self._approximate)
-        return passes.layer_norm(
-            F.linear(inner_TI, self._down.weight), self._down_norm, added_TD=states_TC, bias_D=self._down.bias
-        )
+        inner_TC = F.linear(self._activation(self._up(states_TC)), self._down.weight)
+        return passes.layer_norm(inner_TC, self._down_norm, added_TD=states_TC, bias_D=self._down.bias)

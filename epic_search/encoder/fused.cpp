@@ -131,35 +131,6 @@ static void layer_norm(
     }
 }
 
-// x times the normal distribution's integral up to x, to 5e-7; from |x| = 9 on, all of x or nothing. By the complement
-// of the error function as Abramowitz and Stegun have it (Handbook of Mathematical Functions, 1964, 7.1.28).
-static inline float gelu(float x) {
-    float z = std::fabs(x) * 0.707106781f;
-    z = z > 6.4f ? 6.4f : z;
-    float root = 1 + z * (0.0705230784f + z * (0.0422820123f + z * (0.0092705272f + z * (
-        0.0001520143f + z * (0.0002765672f + z * 0.0000430638f)))));
-    root *= root, root *= root, root *= root, root *= root;
-    return (x < 0 ? 0.0f : x) - 0.5f * std::fabs(x) / root;
-}
-
-// The same with a hyperbolic tangent (arXiv 1606.08415), written as a logistic function.
-static inline float gelu_tanh(float x) {
-    float square = x * x;
-    square = square > 81 ? 81.0f : square;
-    return x / (1 + exponential(-1.59576912f * x * (1 + 0.044715f * square)));
-}
-
-// In place: states = function(states + bias), row by row.
-template <float (*function)(float), typename T>
-static void activate(T *states, const T *bias, int64_t rows, int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        T *own = states + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) store(own + i, function(load(own[i]) + load(bias[i])));
-    }
-}
-
 #define EXPORT(T)                                                                                                      \
     void norm_##T(T *out, T *states, const T *added, const T *weight, int64_t rows, int64_t width, float eps, int n) { \
         norm(out, states, added, weight, rows, width, eps, n);                                                         \
@@ -175,12 +146,6 @@ static void activate(T *states, const T *bias, int64_t rows, int64_t width, int 
         int64_t rows, int64_t width, float eps, int n                                                                  \
     ) {                                                                                                                \
         layer_norm(out, states, added, bias, weight, shift, rows, width, eps, n);                                      \
-    }                                                                                                                  \
-    void gelu_##T(T *states, const T *bias, int64_t rows, int64_t width, int n) {                                      \
-        activate<gelu>(states, bias, rows, width, n);                                                                  \
-    }                                                                                                                  \
-    void gelu_tanh_##T(T *states, const T *bias, int64_t rows, int64_t width, int n) {                                 \
-        activate<gelu_tanh>(states, bias, rows, width, n);                                                             \
     }
 
 using float32 = float;

@@ -90,8 +90,6 @@ class Compiled:
             "rotate": [pointer, size, pointer, pointer, size, size, size, number],
             "gate": [pointer, pointer, size, size, number],
             "layer_norm": [pointer] * 6 + [size, size, ctypes.c_float, number],
-            "gelu": [pointer, pointer, size, size, number],
-            "gelu_tanh": [pointer, pointer, size, size, number],
         }
         self._functions = {}
         for name, arguments in signatures.items():
@@ -139,14 +137,6 @@ class Compiled:
         pointers = [None if x is None else x.data_ptr() for x in (out_TD, *inputs)]
         self._functions["layer_norm", states_TD.dtype](*pointers, T, D, norm.eps, _threads(states_TD))
         return out_TD
-
-    def gelu(self, states_TI: Tensor, bias_I: Tensor, *, approximate: str) -> Tensor:
-        """Of the sum, in place; `approximate` as in torch, "none" or "tanh"."""
-        assert states_TI.is_contiguous() and bias_I.is_contiguous(), (states_TI.stride(), bias_I.stride())
-        assert (states_TI.dtype, states_TI.shape[1:]) == (bias_I.dtype, bias_I.shape), (states_TI, bias_I)
-        function = self._functions["gelu_tanh" if approximate == "tanh" else "gelu", states_TI.dtype]
-        function(states_TI.data_ptr(), bias_I.data_ptr(), *states_TI.shape, _threads(states_TI))
-        return states_TI
 
 
 def _threads(states: Tensor) -> int:

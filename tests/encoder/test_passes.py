@@ -74,11 +74,6 @@ def test_each_pass_of_a_bert_equals_torch_in_float64(
     for total, options in ((states.double() + added, {}), (states.double() + added + bias, {"bias_D": bias})):
         expected = F.layer_norm(total, (90,), norm.weight.double(), norm.bias.double(), norm.eps)
         close(library.layer_norm(states, norm, added_TD=added, **options), expected, near=2 * near)
-    inner = torch.randn(tokens, 90).to(dtype) * 3
-    inner[0, :6] = torch.tensor([-1e3, 1e3, -8.5, 8.5, -5, 0])
-    for approximate in ("none", "tanh"):
-        expected = F.gelu(inner.double() + bias, approximate=approximate)
-        close(library.gelu(inner.clone(), bias, approximate=approximate), expected, near=near)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, *, near: float) -> None:
