@@ -77,7 +77,7 @@ class _Layer(nn.Module):
         super().__init__()
         width = config.hidden_size
         self._head_width = width // config.num_attention_heads
-        self._activation = ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.attention = nn.Module()
         self.attention.self = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
         self.attention.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": norm(width)})
@@ -95,5 +95,5 @@ class _Layer(nn.Module):
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L).transpose(1, 2)
         out = self.attention.output
         states = out["LayerNorm"](states + out["dense"](attended.flatten(2)))
-        hidden = self._activation(self.intermediate["dense"](states))
+        hidden = self.activation(self.intermediate["dense"](states))
         return self.output["LayerNorm"](states + self.output["dense"](hidden))

@@ -19,6 +19,7 @@ from epic_search.encoder.backbone import load_model, read_config
 from epic_search.encoder.bare import raw_config
 from epic_search.encoder.batching import Batch, batches, lay_out, token_budget
 from epic_search.encoder.bert import Bert
+from epic_search.encoder.frozen_bert import FrozenBert
 from epic_search.encoder.tokenizer import load_tokenizer
 from epic_search.errors import UserError
 
@@ -34,6 +35,7 @@ class ContextualEncoder(nn.Module):
         self.model = (
             Bert(folder, dtype=dtype) if raw_config(folder).get("model_type") == "bert" else _mpnet(folder, dtype)
         )
+        self._frozen: FrozenBert | None = None
         self.width: int = self.model.config.hidden_size
         self._tokenizer = load_tokenizer(folder)
         # MPNet adds a bias for each distance between tokens and counts positions by itself: its texts are never packed.
@@ -46,6 +48,11 @@ class ContextualEncoder(nn.Module):
     def use_layout(self, layout: str) -> None:
         """Lay texts out "packed", where this encoder can be packed, or "padded"."""
         self.layout = layout if self._packable else "padded"
+
+    def freeze(self) -> None:
+        """Take the fast way through a BERT where it is one: from now on its weights stay as they are."""
+        if isinstance(self.model, Bert):
+            self._frozen = FrozenBert(self.model)
 
     @property
     def learns(self) -> bool:
@@ -70,7 +77,7 @@ class ContextualEncoder(nn.Module):
 
     def _forward(self, ids: Tensor, batch: Batch) -> Tensor:
         if isinstance(self.model, Bert):
-            hidden = self.model(batch)
+            hidden = (self._frozen or self.model)(batch)
         else:
             hidden = self.model(input_ids=ids, attention_mask=batch.mask_BL).last_hidden_state
         return F.normalize(mean_of_rows(hidden.flatten(0, 1), batch.starts_B, batch.lengths), dim=-1)

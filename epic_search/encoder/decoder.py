@@ -161,17 +161,21 @@ class _Layer:
 
 
 class _Joined:
-    """Linear layers that read the same states, as one product. Their own weights become parts of the joint one."""
+    """Linear layers that read the same states, as one product."""
 
     def __init__(self, *layers: nn.Linear) -> None:
-        self._weight = torch.cat(tuple(layer.weight for layer in layers))
+        self._weight = join_weights(*layers)
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers)), "some of these layers have a bias, and some do not"
         self._bias = torch.cat(biases) if biases else None
-        start = 0
-        for layer in layers:
-            layer.weight.data = self._weight[start : start + layer.out_features]
-            start += layer.out_features
 
     def __call__(self, states: Tensor, outputs: slice = slice(None)) -> Tensor:
         return F.linear(states, self._weight[outputs], None if self._bias is None else self._bias[outputs])
+
+
+def join_weights(*layers: nn.Linear) -> Tensor:
+    """The weights of linear layers that read the same states, as one matrix. Their own become parts of it."""
+    weight = torch.cat(tuple(layer.weight.detach() for layer in layers))
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
+    return weight

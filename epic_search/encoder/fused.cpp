@@ -1,4 +1,4 @@
-// The element-wise work between a decoder layer's matrix products, each step in one pass over memory.
+// The element-wise work between a layer's matrix products, each step in one pass over memory.
 //
 // Built on the user's machine by passes.py. Plain loops: the compiler turns the innermost ones into vector instructions.
 // Numbers come and go as T, float or bfloat16 (the upper half of a float), and are float in between.
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 struct bfloat16 {
     uint16_t bits;
@@ -98,6 +99,38 @@ static void gate(T *out, const T *gate_up, int64_t rows, int64_t width, int thre
     }
 }
 
+// out = weight * (x - mean(x)) / std(x) + shift for x = states + added + bias, row by row; `bias` may be null.
+template <typename T>
+static void layer_norm(
+    T *out, const T *states, const T *added, const T *bias, const T *weight, const T *shift,
+    int64_t rows, int64_t width, float eps, int threads
+) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> sums(width);
+        float *x = sums.data();
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            const T *own = states + row * width, *more = added + row * width;
+            T *to = out + row * width;
+            float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < width; i++) {
+                x[i] = load(own[i]) + load(more[i]) + (bias ? load(bias[i]) : 0);
+                sum += x[i];
+            }
+            float mean = sum / width;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; i++) squares += (x[i] - mean) * (x[i] - mean);
+            float scale = 1 / std::sqrt(squares / width + eps);
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) {
+                store(to + i, (x[i] - mean) * scale * load(weight[i]) + load(shift[i]));
+            }
+        }
+    }
+}
+
 #define EXPORT(T)                                                                                                      \
     void norm_##T(T *out, T *states, const T *added, const T *weight, int64_t rows, int64_t width, float eps, int n) { \
         norm(out, states, added, weight, rows, width, eps, n);                                                         \
@@ -107,7 +140,13 @@ static void gate(T *out, const T *gate_up, int64_t rows, int64_t width, int thre
     ) {                                                                                                                \
         rotate(states, stride, cos, sin, rows, heads, half, n);                                                        \
     }                                                                                                                  \
-    void gate_##T(T *out, const T *gate_up, int64_t rows, int64_t width, int n) { gate(out, gate_up, rows, width, n); }
+    void gate_##T(T *out, const T *gate_up, int64_t rows, int64_t width, int n) { gate(out, gate_up, rows, width, n); }\
+    void layer_norm_##T(                                                                                               \
+        T *out, const T *states, const T *added, const T *bias, const T *weight, const T *shift,                       \
+        int64_t rows, int64_t width, float eps, int n                                                                  \
+    ) {                                                                                                                \
+        layer_norm(out, states, added, bias, weight, shift, rows, width, eps, n);                                      \
+    }
 
 using float32 = float;
 extern "C" {

@@ -72,9 +72,11 @@ class EncoderModel(nn.Module):
             self.contextual.use_layout(layout)
 
     def freeze(self) -> None:
-        """Take the fast way through the decoder wherever texts are packed: from now on its weights stay as they are."""
+        """Take the fast way through models, wherever texts are packed, whose weights stay as they are from now on."""
         if self.layout == PACKED:
             self._decoder = Decoder(self.backbone)
+            if self.contextual is not None:
+                self.contextual.freeze()
 
     @property
     def shares_prefixes(self) -> bool:

@@ -1,9 +1,10 @@
-"""The element-wise passes between a decoder's matrix products: in torch alone, or compiled on this machine.
+"""The element-wise passes between a model's matrix products: in torch alone, or compiled on this machine.
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in a second, once: the library is kept in the cache. It is
 built when a batch is large enough to be worth that second, so never for a single query; a library that is there serves
-all. Where it cannot be built, `Eager` does the same work, and `epic-search doctor` says why.
+all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops write,
+`Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
@@ -24,7 +25,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.backbone import Choice
@@ -42,7 +43,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Passes(Protocol):
-    """The three steps between a layer's products and its attention."""
+    """The three steps between a decoder layer's products and its attention."""
 
     def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
         """The RMS norm (arXiv 1910.07467) of the states, to which `added_TD` is first added, in place."""
@@ -88,6 +89,7 @@ class Compiled:
             "norm": [pointer] * 4 + [size, size, ctypes.c_float, number],
             "rotate": [pointer, size, pointer, pointer, size, size, size, number],
             "gate": [pointer, pointer, size, size, number],
+            "layer_norm": [pointer] * 6 + [size, size, ctypes.c_float, number],
         }
         self._functions = {}
         for name, arguments in signatures.items():
@@ -122,6 +124,20 @@ class Compiled:
         self._functions["gate", gate_up_TI.dtype](*pointers, T, both // 2, _threads(out_TI))
         return out_TI
 
+    def layer_norm(
+        self, states_TD: Tensor, norm: nn.LayerNorm, *, added_TD: Tensor, bias_D: Tensor | None = None
+    ) -> Tensor:
+        """Of the sum of all three."""
+        inputs = states_TD, added_TD, bias_D, norm.weight, norm.bias
+        T, D = states_TD.shape
+        for x, shape in zip(inputs, ((T, D), (T, D), (D,), (D,), (D,)), strict=True):
+            fits = x is None or (x.shape == shape and x.dtype == states_TD.dtype and x.is_contiguous())
+            assert fits, (x, shape, states_TD.dtype)
+        out_TD = torch.empty_like(states_TD)
+        pointers = [None if x is None else x.data_ptr() for x in (out_TD, *inputs)]
+        self._functions["layer_norm", states_TD.dtype](*pointers, T, D, norm.eps, _threads(states_TD))
+        return out_TD
+
 
 def _threads(states: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), states.numel() // GRAIN))
@@ -134,10 +150,17 @@ _building = Lock()
 
 def choose_passes(tokens_TD: Tensor) -> Passes:
     """What a batch of tokens goes through a decoder with."""
-    if tokens_TD.device.type != "cpu" or tokens_TD.dtype not in TYPES or os.environ.get(VARIABLE) == "off":
-        return EAGER
-    found = compiled(build=len(tokens_TD) >= WORTH)
-    return found if isinstance(found, Compiled) else EAGER
+    return compiled_for(tokens_TD, tokens=len(tokens_TD)) or EAGER
+
+
+def compiled_for(states: Tensor, *, tokens: int) -> Compiled | None:
+    """The compiled passes, where so many tokens as states like these may go through them."""
+    if states.device.type != "cpu" or states.dtype not in TYPES or os.environ.get(VARIABLE) == "off":
+        return None
+    if torch.is_grad_enabled() or states.requires_grad:
+        return None
+    found = compiled(build=tokens >= WORTH)
+    return found if isinstance(found, Compiled) else None
 
 
 def passes_choice(device: torch.device) -> tuple[Choice, bool]:
