@@ -27,7 +27,7 @@ NOT_RUN = {
     r"^(serve|mcp)\b": "goes on until it is stopped (tests/serving)",
     r"promote|pull|--rebuild|--shards|--url|^indexes import": "needs a Qdrant server (tests/index)",
     r"^query$": "is a prompt (tests/cli/test_converse.py)",
-    r"^demo|^train$|epic-mini(-2)?\.toml|grid/|^train mine|^train .*--device cpu": "trains or encodes for minutes",
+    r"^demo|^train$|epic-mini(-1)?\.toml|grid/|^train mine|^train .*--device cpu": "trains or encodes for minutes",
     r"--watch|--plot|--tracker|^train status|explain KEY|RECIPE|FOLDER|runs/": "is about a run (tests/training)",
     r"eval compare": "compares two runs of your own (tests/cli/test_eval.py)",
 }

@@ -74,7 +74,7 @@ def test_the_grid_differs_in_nothing_but_the_method() -> None:
 
 
 def test_the_grid_learns_from_the_data_of_the_default_encoder() -> None:
-    mini, grid = recipes.load(GRID.parent / "epic-mini.toml"), recipes.load(GRID / "c-epic.toml")
+    mini, grid = recipes.load(GRID.parent / "epic-mini-1.toml"), recipes.load(GRID / "c-epic.toml")
     assert grid.data == mini.data and grid.seed == mini.seed
     assert grid.encoder is not None and mini.encoder is not None
     assert (grid.encoder.backbone, grid.encoder.layers) == (mini.encoder.backbone, mini.encoder.layers)
