@@ -86,12 +86,10 @@ def main(
         write_model(folder, backbone, layers=layers, dtype=precision)
         tokenizer = load_tokenizer(folder)
         ours = Encoder.load(folder, device=where.type, dtype=dtype)
-        calibration = texts_of(
-            sets(LONGEST * CALIBRATION, seed=seed + 1)["mixed"][:CALIBRATION], tokenizer, seed=seed + 1
-        )
-        compiled = (
-            runtimes(folder, precision=precision, calibration=calibration) if others and where.type == "cpu" else {}
-        )
+        compiled = {}
+        if others and where.type == "cpu":
+            lengths = sets(LONGEST * CALIBRATION, seed=seed + 1)["mixed"][:CALIBRATION]
+            compiled = runtimes(folder, precision=precision, calibration=texts_of(lengths, tokenizer, seed=seed + 1))
         turns = partial(take_turns, clock=time.process_time if processor_time else time.perf_counter)
         results = {}
         for name, lengths in sets(tokens, seed=seed).items():

@@ -9,9 +9,9 @@ with the transformers that epic-search needs. So the runtimes are called as thos
 exported with its mask and with both axes free, the same quantisers, and padded batches sorted by length.
 
     OpenVINO             in the precision of the others (INFERENCE_PRECISION_HINT)
-    OpenVINO int8        matrices and what they are multiplied with in int8 (nncf.quantize, with smoothing; scales are
-                         set on other texts), as sentence-transformers' export_static_quantized_openvino_model does;
-                         what stays a float is in the precision of the others
+    OpenVINO int8        matrices and what they are multiplied with in int8: nncf.quantize, with smoothing and scales
+                         set on texts drawn anew (as in export_static_quantized_openvino_model); what stays a float is
+                         in the precision of the others
     ONNX Runtime int8    quantize_dynamic: signed matrices, a scale a column, as with avx512_vnni in
                          export_dynamic_quantized_onnx_model; what stays a float is float32
 
