@@ -1,11 +1,13 @@
 """How fast do we encode, beside sentence-transformers and transformers on the same weights, and how far from the limit?
 
     python benchmarks/encode.py --out encode.json
-    python benchmarks/encode.py --layers 2 --tokens 4000 --rounds 2 --no-tune         # a minute
+    python benchmarks/encode.py --layers 2 --tokens 4000 --rounds 2 --no-tune --no-others     # a minute
+    python benchmarks/encode.py --processor-time           # on a machine that has other work to do
 
 A language model (the first --layers of --backbone) with its end-of-sequence state as the vector. BOS and EOS are put
 around every text by the tokenizer of the folder that all of them load, so that all read the same ids; before anything
-is timed, their vectors are compared. Texts are from the documentation of Python's standard library:
+is timed, the vectors of each are compared with transformers' in float32: cosines, and how many of a text's ten nearest
+are the same. Texts are from the documentation of Python's standard library:
 
     short    16 tokens      medium   128 tokens      long   512 tokens
     mixed    log-normal around 90 tokens, 8 to 512
@@ -14,8 +16,10 @@ is timed, their vectors are compared. Texts are from the documentation of Python
     ours, not compiled      the same with the element-wise passes of torch, as where there is no C++ compiler
     sentence-transformers   SentenceTransformer.encode, with the attention and batch size that were fastest on them
     transformers            AutoModel on batches sorted by length and padded, attention and batch size likewise
+    OpenVINO, and int8, ONNX Runtime int8     on a CPU, where they are installed: see runtimes.py; batch size likewise
 
-All compute in the same precision, and take turns, round by round: median, 10th and 90th percentile of tokens a second.
+All others compute in the same precision. They take turns, round by round: median, 10th and 90th percentile of tokens a
+second, or with --processor-time a second of one core, in which threads that wait for work in a loop count, too.
 The limit is what this machine reaches in plain products of the model's own matrix shapes, in the same precision, with
 as many rows as a batch has tokens, measured in turns with the rest. FLOPs are those of the linear layers and of causal
 attention, two a multiplication; `share` is their rate in ours over that of the plain products: of all FLOPs of the
@@ -28,7 +32,9 @@ its measured rate, and `of the roofline` what part of ours that longer time is.
 
 import json
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +46,7 @@ import numpy as np
 import torch
 import typer
 from rounds import Seconds, facts, spread, take_turns, texts_of
+from runtimes import Padded, runtimes, versions
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
@@ -55,6 +62,7 @@ from epic_search.encoder.tokenizer import load_tokenizer
 LONGEST = 510  # and BOS and EOS
 BATCH_SIZES = (8, 32, 128)
 ATTENTIONS = ("sdpa", "eager")
+CALIBRATION = 64  # texts that set the scales of int8
 
 
 def main(
@@ -65,6 +73,8 @@ def main(
     device: Device = "auto",
     dtype: Dtype = "auto",
     tune: bool = True,
+    others: Annotated[bool, typer.Option(help="OpenVINO and ONNX Runtime as well.")] = True,
+    processor_time: bool = False,
     seed: int = 7,
     out: Path | None = None,
 ) -> None:
@@ -76,6 +86,11 @@ def main(
         write_model(folder, backbone, layers=layers, dtype=precision)
         tokenizer = load_tokenizer(folder)
         ours = Encoder.load(folder, device=where.type, dtype=dtype)
+        compiled = {}
+        if others and where.type == "cpu":
+            lengths = sets(LONGEST * CALIBRATION, seed=seed + 1)["mixed"][:CALIBRATION]
+            compiled = runtimes(folder, precision=precision, calibration=texts_of(lengths, tokenizer, seed=seed + 1))
+        turns = partial(take_turns, clock=time.process_time if processor_time else time.perf_counter)
         results = {}
         for name, lengths in sets(tokens, seed=seed).items():
             texts = texts_of(lengths, tokenizer, seed=seed)
@@ -83,16 +98,25 @@ def main(
             own = partial(ours.encode_passages, texts)
             setups: dict[str, Callable[[], Any]] = {"ours": own, "ours, not compiled": partial(not_compiled, own)}
             for peer in (SentenceTransformers, Transformers):
-                setups[peer.name] = fastest(peer, folder, texts, where, precision, tune=tune)
-            vectors = {setup: run() for setup, run in setups.items()}
-            cosines = {setup: least_cosine(found, vectors["ours"]) for setup, found in vectors.items()}
+                choices: dict[str, Encode] = {
+                    f"{attention}, {size}": peer(folder, where, precision, attention=attention, size=size)
+                    for attention in ATTENTIONS
+                    for size in BATCH_SIZES
+                }
+                setups[peer.name] = fastest(peer.name, choices, texts, turns if tune else None)
+            for runtime, states in compiled.items():
+                choices = {str(size): Padded(states, folder, size=size) for size in BATCH_SIZES}
+                setups[runtime] = fastest(runtime, choices, texts, turns if tune else None)
+            exact = Transformers(folder, where, torch.float32, attention="sdpa", size=BATCH_SIZES[0])(texts)
+            quality = {setup: likeness(run(), exact) for setup, run in setups.items()}
             limit, copies = Products(ours, rows=min(cost.tokens, token_budget(where))), Copies(where)
-            seconds = take_turns(setups | {"products": limit, "copies": copies}, rounds=rounds)
-            results[name] = row = summary(seconds, cost, limit, copies) | {"least cosine to ours": cosines}
+            seconds = turns(setups | {"products": limit, "copies": copies}, rounds=rounds)
+            results[name] = row = summary(seconds, cost, limit, copies) | {"beside float32": quality}
             report(name, row, cost)
     if out is not None:
         settings = {"backbone": backbone, "layers": layers, "dtype": str(precision), "device": where.type}
-        out.write_text(json.dumps(facts(**settings, rounds=rounds) | {"sets": results}, indent=2) + "\n", "utf-8")
+        found = facts(**settings, rounds=rounds, arguments=sys.argv[1:], runtimes=versions())
+        out.write_text(json.dumps(found | {"sets": results}, indent=2) + "\n", "utf-8")
 
 
 def not_compiled(encode: Callable[[], np.ndarray]) -> np.ndarray:
@@ -101,10 +125,21 @@ def not_compiled(encode: Callable[[], np.ndarray]) -> np.ndarray:
         return encode()
 
 
-def least_cosine(a_NE: np.ndarray, b_NE: np.ndarray) -> float:
-    """Of vectors whose length may be off: sentence-transformers scales them in bfloat16."""
-    norms_N = np.linalg.norm(a_NE, axis=1) * np.linalg.norm(b_NE, axis=1)
-    return float(((a_NE * b_NE).sum(axis=1) / norms_N).min())
+def likeness(vectors_NE: np.ndarray, exact_NE: np.ndarray, *, nearest: int = 10) -> dict[str, float]:
+    """Cosines to exact vectors, and what share of each text's nearest others is the same; of few texts, a quarter.
+
+    The length of a vector may be off: sentence-transformers scales it in bfloat16.
+    """
+    a_NE, b_NE = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors_NE, exact_NE))
+    cosines_N = (a_NE * b_NE).sum(axis=1)
+    nearest = max(1, min(nearest, len(a_NE) // 4))
+    tops = []
+    for unit_NE in (a_NE, b_NE):
+        scores_NN = unit_NE @ unit_NE.T
+        np.fill_diagonal(scores_NN, -np.inf)
+        tops.append(np.argsort(-scores_NN, axis=1)[:, :nearest])
+    same = [len(np.intersect1d(a, b)) / nearest for a, b in zip(*tops, strict=True)]
+    return {"mean": float(cosines_N.mean()), "least": float(cosines_N.min()), "same nearest": float(np.mean(same))}
 
 
 def sets(tokens: int, *, seed: int) -> dict[str, list[int]]:
@@ -220,7 +255,7 @@ class SentenceTransformers:
         return self._model.encode(texts, batch_size=self._size, convert_to_numpy=True, show_progress_bar=False)
 
 
-class Transformers:
+class Transformers(Padded):
     """transformers alone, in batches sorted by length and padded."""
 
     name = "transformers"
@@ -228,41 +263,26 @@ class Transformers:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, *, attention: str, size: int) -> None:
         from transformers import AutoModel
 
-        self._model = AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype).eval().to(device)
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._size = size
-
-    @torch.inference_mode()
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        device = self._model.device
-        rows = [torch.tensor(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(texts)]
-        order = np.argsort([-len(row) for row in rows], kind="stable")
-        out = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
-        for batch in np.split(order, range(self._size, len(order), self._size)):
-            lengths = torch.tensor([len(rows[i]) for i in batch], device=device)
-            ids = torch.nn.utils.rnn.pad_sequence([rows[i] for i in batch], batch_first=True).to(device)
-            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-            states = self._model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            last = states[torch.arange(len(batch), device=device), lengths - 1].float()
-            out[batch] = F.normalize(last, dim=-1).cpu().numpy()
-        return out
+        model = AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=dtype).eval().to(device)
+        super().__init__(
+            lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state,
+            folder,
+            size=size,
+            device=device,
+        )
 
 
-Peer = type[SentenceTransformers] | type[Transformers]
+Encode = Callable[[list[str]], np.ndarray]
 
 
 def fastest(
-    peer: Peer, folder: Path, texts: list[str], device: torch.device, dtype: torch.dtype, *, tune: bool
+    name: str, choices: dict[str, Encode], texts: list[str], turns: Callable[..., Seconds] | None
 ) -> Callable[[], np.ndarray]:
-    """The peer on these texts, with the attention and batch size that are fastest on them."""
-    choices = [(attention, size) for attention in ATTENTIONS for size in BATCH_SIZES][: None if tune else 1]
-    setups = {
-        f"{attention}, {size}": partial(peer(folder, device, dtype, attention=attention, size=size), texts)
-        for attention, size in choices
-    }
-    seconds = take_turns(setups, rounds=1) if tune else {name: [0.0] for name in setups}
-    best = min(setups, key=lambda name: seconds[name][0])
-    print(f"{peer.name}: {best} texts at once", flush=True)
+    """The peer on these texts, with the settings that are fastest on them; those listed first if not measured."""
+    setups = {choice: partial(encode, texts) for choice, encode in choices.items()}
+    seconds = turns(setups, rounds=1) if turns else {choice: [0.0] for choice in setups}
+    best = min(setups, key=lambda choice: seconds[choice][0])
+    print(f"{name}: {best} texts at once", flush=True)
     return setups[best]
 
 
@@ -301,10 +321,16 @@ def summary(seconds: Seconds, cost: Cost, limit: Products, copies: Copies) -> di
 
 def report(name: str, row: dict[str, Any], cost: Cost) -> None:
     """Print the results of a set of texts."""
-    print(f"\n{name}: {cost.tokens} tokens, {cost.flops / 1e9:,.0f} GFLOP; least cosines {row['least cosine to ours']}")
+    print(
+        f"\n{name}: {cost.tokens} tokens, {cost.flops / 1e9:,.0f} GFLOP; "
+        "beside float32: mean and least cosine, same nearest"
+    )
     for setup, rate in row["tokens/s"].items():
-        ratio = row["ours to"].get(setup, 1.0)
-        print(f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}")
+        ratio, like = row["ours to"].get(setup, 1.0), row["beside float32"][setup]
+        print(
+            f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}"
+            f"{like['mean']:10.5f}{like['least']:9.5f}{like['same nearest']:7.3f}"
+        )
     limit, share = row["products, FLOP/s"]["median"], row["share"]
     print(f"  products {limit / 1e9:,.0f} GFLOP/s; ours: {', '.join(f'{v:.0%} {k}' for k, v in share.items())}")
     copied, roofline = row["copies, bytes/s"]["median"], row["roofline"]

@@ -16,7 +16,9 @@ from epic_search.evaluation.job import machine
 Seconds = dict[str, list[float]]
 
 
-def take_turns(setups: Mapping[str, Callable[[], object]], *, rounds: int) -> Seconds:
+def take_turns(
+    setups: Mapping[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Seconds:
     """Seconds of each call, after one that is not counted; in every round each set-up has one turn.
 
     So what else the machine does meanwhile slows all of them alike.
@@ -24,12 +26,12 @@ def take_turns(setups: Mapping[str, Callable[[], object]], *, rounds: int) -> Se
     found: Seconds = {name: [] for name in setups}
     for number in range(rounds + 1):
         for name, run in setups.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(clock() - start)
     return found
 
 
