@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from epic_search.encoder.passes import VARIABLE
+
 WORDS = ["river bank water", "stock market price", "guitar song chord", "cell protein gene"]
 LABELS = ["nature", "money", "music", "biology"]
 
@@ -27,6 +29,12 @@ class Ran:
     def states(self) -> list[str]:
         """How each job ended, in order."""
         return [job[0] for job in self.jobs]
+
+
+@pytest.fixture(autouse=True)
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of untrained encoders lie so near each other that scores would depend on the compiler here."""
+    monkeypatch.setenv(VARIABLE, "off")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -255,7 +255,7 @@ def test_data_sets_by_their_source_names(run: Callable[..., Path]) -> None:
 
 def test_the_published_log_raises_no_warning(run: Callable[..., Path]) -> None:
     folder = run(0, data={"pairs": [{"files": "/absent/*.jsonl"}]})
-    shutil.copy(RESULTS / "epic-mini-log.jsonl", folder / "log.jsonl")
+    shutil.copy(RESULTS / "epic-mini-1-log.jsonl", folder / "log.jsonl")
     found = read_status(folder)
     assert found.warnings == []
     now = {trend.name: trend.now for trend in found.trends}
