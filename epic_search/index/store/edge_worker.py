@@ -213,8 +213,8 @@ class Engine:
             leg["prefetches"] = [self.edge.Prefetch(query=short, limit=most, filter=filter, params=params)]
         return leg
 
-    def _params(self, ef: int, oversampling: float) -> Any:
-        codes = self.edge.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+    def _params(self, ef: int, times: float) -> Any:
+        codes = self.edge.QuantizationSearchParams(rescore=True, oversampling=times)
         return self.edge.SearchParams(hnsw_ef=ef, quantization=codes if self.is_quantized else None)
 
     def vectors(self, ids: list[str], name: str) -> WithArrays:

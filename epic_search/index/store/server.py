@@ -197,10 +197,10 @@ class ServerStore:
         )
         return {str(record.id): record.payload or {} for record in records}
 
-    def _search_params(self, ef: int, oversampling: float) -> "models.SearchParams":
+    def _search_params(self, ef: int, times: float) -> "models.SearchParams":
         from qdrant_client import models
 
-        rescore = models.QuantizationSearchParams(rescore=True, oversampling=oversampling)
+        rescore = models.QuantizationSearchParams(rescore=True, oversampling=times)
         return models.SearchParams(hnsw_ef=ef, quantization=rescore if self._schema.quantize is not None else None)
 
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
