@@ -1,6 +1,7 @@
-"""What do vectors and soft tokens look like? Norms, mean cosines between different texts, and what each half finds.
+"""What do vectors and soft tokens look like? Norms, mean cosines between different texts, and what each part finds.
 
-Collapse shows here first: a half whose vectors are all alike, or that finds nothing by itself, adds nothing.
+Collapse shows here first: a half whose vectors are all alike, or that finds nothing by itself, adds nothing; nor does a
+decoder whose share of a residual is the same for all texts.
 
     python benchmarks/geometry.py --model epic-mini
 
@@ -16,6 +17,7 @@ import typer
 from epic_search import stdlib
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.matryoshka import halves
+from epic_search.encoder.residual import Residual
 
 QUERIES = ["open a file", "count words", "parse a date", "sort a list"]
 
@@ -25,12 +27,14 @@ def main(
     texts: Annotated[int, typer.Option(help="How many documents.")] = 300,
     k: Annotated[int, typer.Option(help="Demonstrations in a prompt.")] = 6,
 ) -> None:
-    """Print the geometry of an encoder that pools Contextual and EOS states."""
+    """Print the geometry of an encoder."""
     encoder = Encoder.load(model, dtype="float32")
     shown = [document["text"][:400] for document in stdlib.documents(texts)]
     vectors_NE = encoder.encode_passages(shown)
     print(f"vectors: mean cosine {mean_cosine(vectors_NE):.3f}")
-    if encoder.config.pooling == "concat":
+    if encoder.model.residual is not None:
+        print_shares(encoder.model.residual, encoder, shown)
+    elif encoder.config.pooling == "concat":
         for name, half_ND in zip(("Contextual", "EOS"), split(vectors_NE, encoder), strict=True):
             print(f"  {name} half: mean cosine {mean_cosine(half_ND):.3f}")
         print_halves(encoder, texts)
@@ -48,6 +52,22 @@ def main(
     under = [encoder.encode_queries(QUERIES, prompt=prompt) for prompt in prompts]
     print(f"a query without and with {k} demonstrations: cosine {(plain_QE * under[0]).sum(axis=1).mean():.3f}")
     print(f"a query under other demonstrations: cosine {(under[0] * under[1]).sum(axis=1).mean():.4f}")
+
+
+def print_shares(residual: Residual, encoder: Encoder, texts: list[str]) -> None:
+    """How long the Contextual part of the vectors is, before they are scaled, and what the decoder's adds to it."""
+    parts: dict[str, list[torch.Tensor]] = {"Contextual": [], "decoder's": []}
+    hooks = [
+        part.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
+        for part, kept in zip((residual.context, residual.states), parts.values(), strict=True)
+    ]
+    encoder.encode_passages(texts)
+    for hook in hooks:
+        hook.remove()
+    for name, kept in parts.items():
+        part_NC = torch.cat(kept)
+        varying = (part_NC - part_NC.mean(dim=0)).norm(dim=1).mean()
+        print(f"  {name} part: mean norm {part_NC.norm(dim=1).mean():.3f}, of what differs between texts {varying:.3f}")
 
 
 def print_halves(encoder: Encoder, number: int) -> None:

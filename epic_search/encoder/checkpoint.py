@@ -82,6 +82,9 @@ class Checkpoint:
         """Dimensions of a whole vector."""
         from epic_search.encoder.backbone import read_config
 
+        if self.contextual is not None and self.config.contextual is not None and self.config.contextual.residual:
+            context: int = read_config(self.contextual).hidden_size
+            return context
         hidden: int = read_config(self.backbone).hidden_size
         return 2 * hidden if self.config.pooling == "concat" else hidden
 

@@ -99,9 +99,9 @@ class ContextualConfig(StrictModel):
     residual: bool = Field(
         False,
         exclude_if=lambda residual: not residual,
-        description="Whether the encoder's own vector is added to the pooled states, so that training starts from its "
-        "quality and the decoder only adds to it (see `residual.py`). Our choice, in neither paper: few layers and "
-        "steps lost more of it than they brought.",
+        description="Whether embeddings are the encoder's own vectors, as wide as these, with what a map of the pooled "
+        "states adds to them, so that training starts from their quality (see `residual.py`). Our choice, in neither "
+        "paper: few layers and steps lost more of it than they brought.",
     )
     lora: LoraSettings | None = Field(
         None,

@@ -1,7 +1,8 @@
 """Matryoshka vectors (arXiv 2205.13147): the first dimensions of a vector, at unit length again, are a vector, too.
 
 With pooling "concat" a vector has two halves, of the Contextual and of the EOS state. An encoder that was trained for
-truncation has their dimensions in turn, so that each prefix is made of both; others have one half after the other.
+truncation has their dimensions in turn, so that each prefix is made of both; others have one half after the other. With
+a residual, which mixes them, there are no halves.
 
 Shapes: N vectors, E their width, D = E / 2 the width of a half.
 """
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
 
 def join(context_ND: Tensor, last_ND: Tensor, config: EncoderConfig) -> Tensor:
     """(N, E) vectors of the two halves."""
-    if config.matryoshka:
+    if _in_turn(config):
         return torch.stack([context_ND, last_ND], dim=-1).flatten(-2)
     return torch.cat([context_ND, last_ND], dim=-1)
 
 
 def halves(vectors_NE: Tensor, config: EncoderConfig) -> tuple[Tensor, Tensor]:
     """The Contextual and the EOS half of vectors, (N, D) each: what `join` was given."""
-    if config.matryoshka:
+    if _in_turn(config):
         return vectors_NE[:, 0::2], vectors_NE[:, 1::2]
     context_ND, last_ND = vectors_NE.chunk(2, dim=-1)
     return context_ND, last_ND
+
+
+def _in_turn(config: EncoderConfig) -> bool:
+    mixed = config.contextual is not None and config.contextual.residual
+    return config.pooling == "concat" and bool(config.matryoshka) and not mixed
 
 
 def turns(width: int) -> Tensor:
@@ -57,7 +63,5 @@ def prepare_training(model: "EncoderModel", config: EncoderConfig, start: Path |
             f"objective.matryoshka names {config.matryoshka[-1]} dimensions, and vectors have {model.dim}; "
             "name smaller widths: the whole one is always trained"
         )
-    if config.pooling == "concat" and start is not None and not EncoderConfig.load(start).matryoshka:
-        # The first to read the states in their order; what comes out of the residual keeps the order it has.
-        reader = model.residual or model.soft_tokens
-        reader.reorder(turns(model.dim))
+    if _in_turn(config) and start is not None and not _in_turn(EncoderConfig.load(start)):
+        model.soft_tokens.reorder(turns(model.dim))

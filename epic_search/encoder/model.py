@@ -1,8 +1,8 @@
 """The encoder as one torch module: input rows with slots in, pooled unit-length vectors out.
 
 Shapes: B rows of a batch, L padded length, T packed tokens, N = B*L or T flattened positions, R positions of a row that
-are read, D width of the backbone, E width of an embedding, C width of the Contextual encoder, S soft slots in the
-batch, P tokens of a shared prefix.
+are read, D width of the backbone, E width of an embedding, C width of the Contextual encoder, S of pooled states (B, S)
+or soft slots in the batch (S, E), P tokens of a shared prefix.
 """
 
 from collections.abc import Sequence
@@ -45,17 +45,18 @@ class EncoderModel(nn.Module):
         self._decoder: Decoder | None = None
         self._plain_attention: str = backbone.config._attn_implementation
         width = backbone.config.hidden_size
-        self.dim = 2 * width if config.pooling == "concat" else width
+        states_width = self.dim = 2 * width if config.pooling == "concat" else width
+        self.residual: Residual | None = None
+        if contextual is not None and config.contextual is not None and config.contextual.residual:
+            self.residual = Residual(states_width=states_width, context_width=contextual.width)
+            self.dim = contextual.width
         norm = mean_token_norm(backbone)
         self.soft_tokens = Projector(config.soft_tokens.projector, self.dim, width, token_norm=norm)
         self.context_projector: Projector | None = None
-        self.residual: Residual | None = None
         if contextual is not None and config.contextual is not None:
             self.context_projector = Projector(
                 config.contextual.projector, contextual.width, width, token_norm=norm * config.contextual.gain
             )
-            if config.contextual.residual:
-                self.residual = Residual(dim=self.dim, context_width=contextual.width)
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +104,22 @@ class EncoderModel(nn.Module):
         soft slots in row-major order, (0, E) if there are none; `prefix`: what `prefill` made of the tokens that stand
         before every row.
         """
+        states_BS = self.pooled(rows, context_BC=context_BC, soft_SE=soft_SE, prefix=prefix)
+        if self.residual is not None:
+            assert context_BC is not None, "this encoder needs Contextual vectors"
+            with torch.autocast(self.device.type, enabled=False):  # rounding here would move every vector
+                states_BS = self.residual(states_BS, context_BC)
+        return F.normalize(states_BS, dim=-1)
+
+    def pooled(
+        self,
+        rows: Sequence[Row],
+        *,
+        context_BC: Tensor | None,
+        soft_SE: Tensor,
+        prefix: Sequence[KeyValue] | None = None,
+    ) -> Tensor:
+        """(B, S) float32 states of the decoder, pooled, as they are; with what `forward` takes."""
         assert (context_BC is None) == (self.context_projector is None), (
             "Contextual vectors for encoders that read them"
         )
@@ -122,12 +139,7 @@ class EncoderModel(nn.Module):
             states = hidden.flatten(0, 1)
             if reads_BR is not None:
                 states = states[(batch.starts_B[:, None] + reads_BR).flatten()]
-        states_BE = self._pool(states, batch, rows)
-        if self.residual is not None:
-            assert context_BC is not None, "this encoder needs Contextual vectors"
-            with torch.autocast(self.device.type, enabled=False):  # rounding here would move every vector
-                states_BE = self.residual(states_BE, context_BC)
-        return F.normalize(states_BE, dim=-1)
+        return self._pool(states, batch, rows)
 
     def projectors(self) -> dict[str, nn.Module]:
         """The modules around the backbone that are trained in full, by the names of their weights in a checkpoint."""
@@ -164,7 +176,7 @@ class EncoderModel(nn.Module):
         return torch.tensor(reads, device=self.device)
 
     def _pool(self, states_ND: Tensor, batch: Batch, rows: Sequence[Row]) -> Tensor:
-        """Embeddings from the states that are read (B * R, D) or, for the mean, from all (N, D)."""
+        """(B, S) from the states that are read (B * R, D) or, for the mean, from all (N, D)."""
         if self.config.pooling == "mean":
             starts_B = batch.starts_B + torch.tensor([row.start for row in rows], device=self.device)
             # A text without tokens is pooled at what follows it.

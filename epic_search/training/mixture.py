@@ -55,6 +55,10 @@ class Mixture:
         drawn = Counter(self.sources[which].name for which in self._schedule.tolist())
         self.planned = {name: drawn[name] for name in (*(source.name for source in self.sources), *left_out)}
 
+    def __len__(self) -> int:
+        """The steps of the run."""
+        return len(self._schedule)
+
     def batch(self, step: int) -> TrainBatch:
         """The texts of a step (counted from 0)."""
         which = int(self._schedule[step])

@@ -10,7 +10,8 @@ Shapes: Q queries, K queries with demonstrations, P passages, N rows of one sort
 E embedding width, C width of a Contextual vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -81,15 +82,24 @@ def embed_group(
     indices: np.ndarray,
 ) -> Tensor:
     """(len(indices), E) unit-length vectors of some of the rows, with gradients."""
-    mixed = encoder.dtype == torch.bfloat16
     context_BC = context_NC[torch.from_numpy(indices).to(context_NC.device)] if context_NC is not None else None
     none = torch.empty(0, encoder.dim, device=encoder.device)
     soft_SE = torch.cat([soft[i] for i in indices]) if soft is not None else none
-    # Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every
-    # activation. Scores and losses stay outside: at a temperature of 0.02, bfloat16 is a fifth of a logit coarse.
+    with mixed_precision(encoder):
+        vectors_BE: Tensor = encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE)
+    return vectors_BE
+
+
+@contextmanager
+def mixed_precision(encoder: Encoder) -> Iterator[None]:
+    """Products in bfloat16 within, where the frozen weights are.
+
+    Autocast already gives LoRA's float32 weights the inputs they need; peft's own casts would copy every activation.
+    Scores and losses stay outside: at a temperature of 0.02, bfloat16 is a fifth of a logit coarse.
+    """
+    mixed = encoder.dtype == torch.bfloat16
     with (
         torch.autocast(encoder.device.type, dtype=torch.bfloat16, enabled=mixed),
         disable_input_dtype_casting(encoder.model.backbone, active=mixed),
     ):
-        vectors_BE: Tensor = encoder.model([rows[i] for i in indices], context_BC=context_BC, soft_SE=soft_SE)
-    return vectors_BE
+        yield

@@ -19,6 +19,7 @@ from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dty
 from epic_search.encoder.encoder import Encoder
 from epic_search.errors import UserError
 from epic_search.training.average import MovingAverage
+from epic_search.training.calibration import calibrate
 from epic_search.training.compatibility import check_objective
 from epic_search.training.dev_meter import DevMeter, evaluation_mode
 from epic_search.training.heldout import Quality, measure
@@ -115,6 +116,8 @@ def train(
         say(f"{world.size} processes share the work of each step")
     dtype = DTYPES[precision.value]
     encoder = Encoder.create(config, start=state or start, device=device, dtype=dtype, backbone=settings.backbone)
+    if state is None and start is None:
+        calibrate(encoder, mixture, max_length=recipe.data.max_length)
     optimizer = make_optimizer(encoder, settings)
     teacher = None
     if recipe.objective.taught and recipe.objective.teacher != CONTEXTUAL:

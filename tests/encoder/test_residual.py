@@ -1,4 +1,4 @@
-"""The residual: an untrained encoder ranks as its Contextual encoder does, and what is trained is kept."""
+"""The residual: an untrained encoder's vectors are its Contextual encoder's, and what is trained is kept."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
+from epic_search.encoder.residual import Residual
 
 TEXTS = ["a short one", "another text", "something else entirely", "z", "the longest text of them all, by far"]
 
@@ -25,13 +26,30 @@ def test_an_untrained_encoder_is_its_contextual_encoder(config: EncoderConfig) -
     assert context is not None
     prompt = encoder.prompt(task="whatever it is")
     for vectors in (encoder.encode_passages(TEXTS), encoder.encode_queries(TEXTS, prompt=prompt)):
-        np.testing.assert_allclose(vectors @ vectors.T, (context @ context.T).numpy(), atol=1e-5)
+        np.testing.assert_allclose(vectors, context.numpy(), atol=1e-5)
+
+
+def test_calibrated_states_have_mean_zero_and_unit_length_on_average() -> None:
+    residual = Residual(states_width=64, context_width=4)
+    random = torch.Generator().manual_seed(0)
+    common_S, spread_S = 9 * torch.randn(64, generator=random), torch.rand(64, generator=random)
+    common_S[7] = spread_S[7] = 0.0
+    states_NS = common_S + spread_S * torch.randn(500, 64, generator=random)
+    residual.calibrate(states_NS)
+    seen: list[torch.Tensor] = []
+    residual.states.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    residual(states_NS, torch.zeros(500, 4))
+    assert seen[0].mean(dim=0).abs().max() < 1e-4, "what all states share is gone"
+    assert 0.9 < seen[0].square().sum(dim=1).mean() < 1.01
+    spread_S = seen[0].std(dim=0) * 8
+    assert spread_S[[i for i in range(64) if i != 7]].min() > 0.5 and spread_S[7] == 0, "none is infinite"
 
 
 def test_what_was_trained_is_saved_and_loaded(config: EncoderConfig, tmp_path: Path) -> None:
     encoder = Encoder.create(config, device="cpu")
     plain = encoder.encode_passages(TEXTS)
     assert encoder.model.residual is not None
+    encoder.model.residual.calibrate(torch.randn(50, 64) + 1)
     torch.nn.init.normal_(encoder.model.residual.states.weight, std=0.1)
     trained = encoder.encode_passages(TEXTS)
     assert np.abs(trained - plain).max() > 0.01, "the decoder's states count now"
@@ -45,7 +63,7 @@ def test_training_for_matryoshka_widths_starts_from_the_same_vectors(config: Enc
     assert encoder.model.residual is not None
     torch.nn.init.normal_(encoder.model.residual.states.weight, std=0.1)
     encoder.save(tmp_path / "encoder")
-    widths = Encoder.create(config.model_copy(update={"matryoshka": [16]}), start=tmp_path / "encoder", device="cpu")
+    widths = Encoder.create(config.model_copy(update={"matryoshka": [8]}), start=tmp_path / "encoder", device="cpu")
     shown = [Demonstration(query="a", passage="b")]
     for mine, theirs in (
         (widths.encode_passages(TEXTS), encoder.encode_passages(TEXTS)),

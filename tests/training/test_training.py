@@ -139,6 +139,21 @@ def test_training_continues_from_a_checkpoint(recipe: Recipe, tiny_encoder_folde
     assert 0 < max(np.abs(start[name] - moved[name]).max() for name in start) < 0.01
 
 
+def test_a_residual_is_calibrated_once(recipe: Recipe, tmp_path: Path) -> None:
+    """Before the first step of a new encoder; whoever trains it further goes by what was taken then."""
+    assert recipe.encoder is not None and recipe.encoder.contextual is not None
+    contextual = recipe.encoder.contextual.model_copy(update={"residual": True})
+    config = recipe.encoder.model_copy(update={"contextual": contextual})
+    first = train(recipe.model_copy(update={"encoder": config}), out=tmp_path / "first", device="cpu")
+    further = recipe.model_copy(update={"encoder": None, "start": str(first.encoder), "name": "further", "seed": 9})
+    second = train(further, out=tmp_path / "second", device="cpu")
+    before, after = (load_file(result.encoder / "projectors.safetensors") for result in (first, second))
+    for name, untouched in (("residual.mean", 0.0), ("residual.scale", 1.0)):
+        assert not np.allclose(before[name], untouched)
+        np.testing.assert_array_equal(after[name], before[name])
+    assert Encoder.load(second.encoder, device="cpu", dtype="float32").encode_passages(["a"]).shape == (1, 16)
+
+
 def test_batches_are_a_function_of_the_seed_and_the_step(recipe: Recipe) -> None:
     def texts(seed: int) -> list[list[str]]:
         mixture = Mixture(recipe.data, batch_size=8, steps=20, seed=seed)
