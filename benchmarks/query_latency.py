@@ -8,8 +8,9 @@ query of every set-up in turn. For k demonstrations, soft or as text (--tokens e
 
     cached       their keys and values were computed before: what `Searcher`, the server and the library do
     not cached   they are computed for this query, and thrown away: the first query of a process
-    re-encoded   prompt and query are tokenised and run as one text through transformers, padded: what FlagEmbedding
-                 does for bge-en-icl, query by query. Beside it: the same text through our decoder
+    re-encoded   prompt and query are tokenised and run as one text through transformers, padded, in our precision: what
+                 FlagEmbedding does for bge-en-icl, query by query. Beside it: the same text through our decoder
+    FlagEmbedding itself, with --flag-embedding (see flag_embedding.py), of the decoder alone
 
 `none` is the task alone (k = 0). Medians with 10th and 90th percentile in milliseconds, and the ratio to k = 0 cached.
 Bytes are those of the cached keys and values.
@@ -24,6 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from flag_embedding import flag_embedding as make_peer
 from rounds import facts, spread, take_turns, texts_of
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
@@ -47,6 +49,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens of a text demonstration: 8 of them make 400.")] = 50,
     query_tokens: int = 12,
     rounds: int = 50,
+    flag_embedding: Annotated[bool, typer.Option("--flag-embedding", help="FlagEmbedding itself, too.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: int = 7,
@@ -90,6 +93,10 @@ def main(
             setups[f"{name}, re-encoded"] = lambda prompt=prompt: ask(
                 replace(prompt), prefixes=lambda: nothing, layout="padded"
             )
+    if flag_embedding:
+        for number in k:
+            peer = make_peer(model, task=TASK, demonstrations=shown[:number])
+            setups[f"text {number}, FlagEmbedding"] = lambda peer=peer: peer(next(queries))
     seconds = take_turns(setups, rounds=rounds)
     ask(prompts["none"], layout=fast)
     sizes = {name: size_of(model, prompt) for name, prompt in prompts.items()}
@@ -114,7 +121,7 @@ def report(rows: dict[str, dict[str, float]], sizes: dict[str, Any]) -> None:
     base = rows["none, cached"]["median"]
     print(f"{'':36}{'ms':>9}{'p10':>9}{'p90':>9}{'to k = 0':>10}{'tokens':>8}{'KiB':>8}")
     for name, row in rows.items():
-        size = sizes[name.split(",")[0]]
+        size = sizes.get(name.split(",")[0], {"tokens": 0, "bytes": 0})  # of no demonstrations, for a peer
         print(
             f"{name:36}{row['median']:9.2f}{row['p10']:9.2f}{row['p90']:9.2f}{row['median'] / base:10.2f}"
             f"{size['tokens']:8}{size['bytes'] / 1024:8.0f}"
@@ -125,6 +132,8 @@ def report(rows: dict[str, dict[str, float]], sizes: dict[str, Any]) -> None:
             once, again = rows[f"{soft}, cached"]["median"], rows[f"{name}, re-encoded"]["median"]
             print(f"{soft} cached against {name} re-encoded: {again / once:.1f}x faster", end=", ")
             print(f"{sizes[name]['bytes'] / max(1, sizes[soft]['bytes']):.1f}x less memory than the text's cache")
+            if (peer := f"{name}, FlagEmbedding") in rows:
+                print(f"{soft} cached against {peer}: {rows[peer]['median'] / once:.1f}x faster")
 
 
 if __name__ == "__main__":
