@@ -59,6 +59,8 @@ def _description(found: Checkpoint, format: str) -> str:
         "concat": "the last hidden states of the Contextual and the end-of-sequence token, concatenated",
     }[config.pooling]
     context = ""
+    if config.contextual is not None and config.contextual.residual:
+        pooled = f"the vector of {_name(config.contextual.encoder)}, with what a learned map of {pooled} adds to it"
     if config.contextual is not None:
         learnt = ", which has LoRA layers of its own," if config.contextual.lora else ""
         context = f" A Contextual token from {_name(config.contextual.encoder)}{learnt} gives it the whole text first."

@@ -229,9 +229,14 @@ def _load_projectors(model: EncoderModel, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        result = model.load_state_dict(load_file(path), strict=False, assign=True)
+        weights = load_file(path)
+        if model.residual is not None and "residual.mean" not in weights:
+            raise UserError(
+                f"{path} holds a residual of an earlier version, whose vectors were wider; train the encoder again"
+            )
+        result = model.load_state_dict(weights, strict=False, assign=True)
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its encoder.json: {error}") from error
+        raise UserError(f"{path} does not fit its encoder.json: {' '.join(str(error).split())}") from error
     missing = [name for name in result.missing_keys if name.split(".")[0] in model.projectors()]
     if missing or result.unexpected_keys:
         raise UserError(f"{path} does not fit its encoder.json: missing {missing}, unexpected {result.unexpected_keys}")

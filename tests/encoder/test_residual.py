@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from epic_search.encoder import Demonstration, Encoder
 from epic_search.encoder.config import EncoderConfig
 from epic_search.encoder.residual import Residual
+from epic_search.errors import UserError
 
 TEXTS = ["a short one", "another text", "something else entirely", "z", "the longest text of them all, by far"]
 
@@ -56,6 +58,14 @@ def test_what_was_trained_is_saved_and_loaded(config: EncoderConfig, tmp_path: P
     encoder.save(tmp_path / "encoder")
     loaded = Encoder.load(tmp_path / "encoder", device="cpu", dtype="float32")
     np.testing.assert_allclose(loaded.encode_passages(TEXTS), trained, atol=1e-5)
+
+
+def test_a_residual_of_an_earlier_version_is_named(config: EncoderConfig, tmp_path: Path) -> None:
+    Encoder.create(config, device="cpu").save(tmp_path / "encoder")
+    file = tmp_path / "encoder" / "projectors.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if k not in ("residual.mean", "residual.scale")}, file)
+    with pytest.raises(UserError, match="a residual of an earlier version, whose vectors were wider; train"):
+        Encoder.load(tmp_path / "encoder", device="cpu")
 
 
 def test_training_for_matryoshka_widths_starts_from_the_same_vectors(config: EncoderConfig, tmp_path: Path) -> None:
