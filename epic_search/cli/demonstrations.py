@@ -31,7 +31,8 @@ def read_demonstrations(path: Path) -> list["Demonstration"]:
                 f"{where}: a demonstration has the fields query and passage alone, got {_fields(value)}; "
                 f"write {DEMONSTRATION}"
             )
-        found.append(Demonstration(**_texts(value, where)))
+        texts = _texts(value, where)
+        found.append(Demonstration(query=texts["query"], passage=texts["passage"]))
     if not found:
         raise UserError(f"{path} holds no demonstration; write one {DEMONSTRATION} a line")
     return found

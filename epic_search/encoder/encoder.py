@@ -19,6 +19,7 @@ from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
 from epic_search.encoder.config import BACKBONE_FOLDER, PROJECTORS_FILE, EncoderConfig, TrainedBackbone
 from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
+from epic_search.encoder.emphasis import Emphasis
 from epic_search.encoder.lora import merge_lora
 from epic_search.encoder.matryoshka import prepare_training, truncate
 from epic_search.encoder.model import EncoderModel, build_model
@@ -49,6 +50,7 @@ class Encoder:
         self.dim = checkpoint.config.dim or model.dim
         self.prefixes = Prefixes(model, identity=f"{fingerprint} {dtype}")
         self._arounds: WeakKeyDictionary[Prompt, Around] = WeakKeyDictionary()
+        self._emphases: WeakKeyDictionary[Prompt, Emphasis | None] = WeakKeyDictionary()
         self._tokenizer = load_tokenizer(checkpoint.backbone)
         config = model.backbone.config
         eos_id = _first_id(config.eos_token_id)
@@ -196,7 +198,17 @@ class Encoder:
             prompts = [prompt or self.prompt()] * len(texts)
         assert len(prompts) == len(texts), (len(prompts), len(texts))
         around = [self._around(prompt) for prompt in prompts]
-        return self._encode(texts, around, progress=progress, dim=self.model.dim if whole else self.dim)
+        dim = self.model.dim if whole else self.dim
+        emphasised = [prompt for prompt in dict.fromkeys(prompts) if self._emphasis(prompt) is not None]
+        if not emphasised:
+            return self._encode(texts, around, progress=progress, dim=dim)
+        vectors_NE = self._encode(texts, around, progress=progress, dim=self.model.dim)
+        for one in emphasised:
+            emphasis = self._emphasis(one)
+            assert emphasis is not None
+            mine = [i for i, prompt in enumerate(prompts) if prompt is one]
+            vectors_NE[mine] = emphasis(vectors_NE[mine])
+        return truncate(torch.from_numpy(vectors_NE), dim).numpy()
 
     def prompt(
         self,
@@ -255,6 +267,12 @@ class Encoder:
         if prompt not in self._arounds:
             self._arounds[prompt] = self.layout(prompt), torch.from_numpy(prompt.vectors_SE).to(self.device)
         return self._arounds[prompt]
+
+    def _emphasis(self, prompt: Prompt) -> Emphasis | None:
+        """What a prompt's classes change in vectors, made once for each prompt object."""
+        if prompt not in self._emphases:
+            self._emphases[prompt] = Emphasis.of(prompt)
+        return self._emphases[prompt]
 
     @property
     def context_length(self) -> int:

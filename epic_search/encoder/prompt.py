@@ -48,10 +48,15 @@ _SLOTS: IdPair = ((SOFT_SLOT,), (SOFT_SLOT,))
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One example pair: for this query, that passage is right."""
+    """One example pair: for this query, that passage is right.
+
+    `names_class`: the passage is the name of the query's class ("anger"), and not a text that answers it. Names say
+    what a classification or a clustering is about, and are read in a way of their own (see `emphasis.py`).
+    """
 
     query: str
     passage: str
+    names_class: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +84,7 @@ class Prompt:
 
         metadata = {
             "task": json.dumps(self.task),
-            "demonstrations": json.dumps([[d.query, d.passage] for d in self.demonstrations]),
+            "demonstrations": json.dumps([[d.query, d.passage, *[True] * d.names_class] for d in self.demonstrations]),
             "encoder": self.encoder,
             "kind": self.kind,
         }
@@ -95,14 +100,14 @@ class Prompt:
                 metadata = file.metadata() or {}
                 task = json.loads(metadata["task"])
                 pairs = json.loads(metadata["demonstrations"])
-                demonstrations = tuple(Demonstration(q, p) for q, p in pairs)
+                demonstrations = tuple(Demonstration(*pair) for pair in pairs)
                 kind = metadata.get("kind", "soft")  # files from before there were two kinds
                 if kind not in KINDS:
                     raise ValueError(f"its demonstrations are of an unknown kind '{kind}'")
                 return cls(task, demonstrations, file.get_tensor("vectors"), metadata["encoder"], kind)
         except FileNotFoundError as error:
             raise UserError(f"the prompt file {path} is missing") from error
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a prompt that epic-search saved: {error}") from error
 
 

@@ -37,11 +37,12 @@ SPARE = 64  # further pairs that are looked through for a wrong passage
 
 @dataclass(frozen=True)
 class Pair:
-    """A possible demonstration; `label` is the class that its texts share, where there is one."""
+    """A possible demonstration; `label` is its query's class, where there are classes, which the passage may name."""
 
     query: str
     passage: str
     label: str | None = None
+    names_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Pool:
 
     pairs: tuple[Pair, ...]
     source: str
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether passages name the classes of their queries."""
+        return any(pair.names_class for pair in self.pairs)
 
     def draw(self, k: int, *, seed: int, fits: Callable[[Pair], bool]) -> list[Pair]:
         """`k` pairs in random order, the classes in turn where there are classes; none that does not fit.
@@ -109,8 +115,9 @@ def make_prompt(
 ) -> Prompt:
     """The prompt of a task: its instruction with `k` demonstrations of the pool, or with one of the controls.
 
-    `pool` is needed for true and for shuffled demonstrations; `kind` is as in Encoder.prompt. Raises UserError when the
-    pool has too few pairs that `encoder` reads whole, when the prompt is too long, and for random text demonstrations.
+    `pool` is needed for true and for shuffled demonstrations; other controls name classes where it does. `kind`: as in
+    Encoder.prompt. Raises UserError when the pool has too few pairs that `encoder` reads whole, when the prompt is too
+    long, and for random text demonstrations.
     """
     if k == 0:
         return encoder.prompt(task=instruction)
@@ -125,11 +132,11 @@ def make_prompt(
         return all(len(ids) <= longest for ids in encoder.token_ids([pair.query, pair.passage], max_length=longest + 1))
 
     if control in ("wrong-task", "random"):
-        pool = file_pool(PairFile(WRONG_TASK))
+        pool = wrong_task_pool(names=pool is not None and pool.names_classes)
     assert pool is not None, (k, control)
     draw = pool.draw_shuffled if control == "shuffled" else pool.draw
     pairs = draw(k, seed=seed, fits=fits)
-    demonstrations = [Demonstration(query=pair.query, passage=pair.passage) for pair in pairs]
+    demonstrations = [Demonstration(pair.query, pair.passage, pair.names_class) for pair in pairs]
     prompt = encoder.prompt(task=instruction, demonstrations=demonstrations, kind=kind)
     if control != "random":
         return prompt
@@ -137,20 +144,31 @@ def make_prompt(
     return replace(prompt, vectors_SE=noise_SE / np.linalg.norm(noise_SE, axis=1, keepdims=True))
 
 
+def wrong_task_pool(*, names: bool) -> Pool:
+    """Pairs of a task that nobody measures here; with `names` each passage is the name of its query's class."""
+    pool = file_pool(PairFile(WRONG_TASK))
+    if names:
+        pool = replace(pool, pairs=tuple(replace(pair, label=pair.passage, names_class=True) for pair in pool.pairs))
+    return pool
+
+
 def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     """Pairs of a file, without those that show a text of `tested`.
 
-    A row has `query` and `passage`, or `query` and `positive` as training data do. Raises UserError for a file that
-    cannot be read, a row without these texts, and a file of which nothing is left.
+    A row has `query` and `passage`, or `query` and `positive` as training data do, or `query` and `label`, the name of
+    its class. Raises UserError for a file that cannot be read, a row without these texts, and a file of which nothing
+    is left.
     """
     pairs = []
     for number, row in read_jsonl(file.path):
         if file.task is not None and row.get("task") != file.task:
             continue
-        passage = row.get("passage", row.get("positive"))
+        passage = row.get("passage", row.get("positive", row.get("label")))
         if not isinstance(row.get("query"), str) or not isinstance(passage, str):
-            raise UserError(f"{file.path}, line {number}: a demonstration has the texts query and passage")
-        pairs.append(Pair(row["query"], passage))
+            raise UserError(
+                f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and label"
+            )
+        pairs.append(Pair(row["query"], passage, row.get("label"), names_class=passage is row.get("label")))
     return _pool(pairs, f"the file {file.path.name}", tested)
 
 
@@ -161,7 +179,7 @@ def class_pairs(texts: Sequence[str], labels: Sequence[str], *, classes: ClassDe
         by_label.setdefault(label, []).append(text)
     for label, members in by_label.items():
         if classes == "names":
-            yield from (Pair(text, label, label) for text in members)
+            yield from (Pair(text, label.replace("_", " "), label, names_class=True) for text in members)
         else:
             yield from (Pair(a, b, label) for a, b in zip(members[::2], members[1::2], strict=False))
 

@@ -45,6 +45,10 @@ class Pools:
         self._classes: ClassDemonstrations = classes
         self._last: tuple[str, Pool] | None = None
 
+    def needed(self, task: EvalTask, condition: Condition) -> bool:
+        """Whether demonstrations of a task are drawn from its pool, or are of the form that those would have."""
+        return condition.control in (None, "shuffled") or self._names(task)
+
     def of(self, task: EvalTask, loaded: "AbsTask") -> Pool:
         """The pool of a task: the run's file of pairs, else the task's own, else its training split."""
         if self._last is None or self._last[0] != task.name:
@@ -63,9 +67,19 @@ class Pools:
         file = PairFile(WRONG_TASK) if control == "wrong-task" else self._file(task)
         if file is not None:
             rows = f", rows of '{file.task}'" if file.task else ""
-            return {"source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}", "classes": None}
-        by_class = task.kind in ("classification", "clustering")
-        return {"source": "training split", "classes": self._classes if by_class else None}
+            named = control == "wrong-task" and self._names(task)
+            return {
+                "source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}",
+                "classes": "names" if named else None,
+            }
+        return {"source": "training split", "classes": self._classes if self._by_class(task) else None}
+
+    @staticmethod
+    def _by_class(task: EvalTask) -> bool:
+        return task.kind in ("classification", "clustering")
+
+    def _names(self, task: EvalTask) -> bool:
+        return self._classes == "names" and self._by_class(task) and self._file(task) is None
 
     def _file(self, task: EvalTask) -> PairFile | None:
         return PairFile(self._pairs) if self._pairs is not None else task.pairs
@@ -119,8 +133,7 @@ class Job:
         started = time.perf_counter()
         task = self.mteb_task
         load(task)
-        needs_pool = self.condition.demos and self.condition.control in (None, "shuffled")
-        pool = pools.of(self.task, task) if needs_pool else None
+        pool = pools.of(self.task, task) if self.condition.demos and pools.needed(self.task, self.condition) else None
         bound = self.model.bind(instruction=self.task.instruction, pool=pool, condition=self.condition, work=self.work)
         recorder = Recorder(task, self.task.kind)
         loading_ended = time.perf_counter()

@@ -35,6 +35,7 @@ class SuiteTask(StrictModel):
     limit: int | None = Field(None, ge=1)
     set_aside: int | None = Field(None, ge=1)
     own_document: str | None = Field(None, min_length=1)
+    labels: dict[str, str] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SuiteTask":
@@ -43,7 +44,7 @@ class SuiteTask(StrictModel):
         if self.pairs_task is not None and self.pairs is None:
             raise ValueError("pairs_task chooses rows of a file; give the file as pairs")
         if self.mteb is not None:
-            options = ("name", "kind", "limit", "set_aside", "own_document")
+            options = ("name", "kind", "limit", "set_aside", "own_document", "labels")
             wrong = [option for option in options if getattr(self, option) is not None]
             if wrong:
                 raise ValueError(
@@ -72,6 +73,7 @@ class SuiteTask(StrictModel):
                 limit=self.limit,
                 set_aside=self.set_aside,
                 own_document=self.own_document,
+                labels=self.labels,
             )
         ]
 

@@ -6,7 +6,7 @@ A local folder becomes a task object of mteb's own classes, so that its scores c
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def folder_task(
     limit: int | None = None,
     set_aside: int | None = None,
     own_document: str | None = None,
+    labels: Mapping[str, str] | None = None,
     split: str = TEST,
     keep: int | None = None,
 ) -> EvalTask:
@@ -87,6 +88,7 @@ def folder_task(
     `keep`: so many rows are kept of a training split, and of a corpus so many documents: those that the test queries
     are judged on, and others.
     `own_document`: the query "t17" was made from the document "17" where this is "t"; a query's own document is no hit.
+    `labels`: the names of the classes, where the data have numbers or codes; demonstrations may show them.
     `instruction`: "" for none; by default what `instructions.toml` says.
     Raises UserError for data that cannot be read and for options that do not fit them.
     """
@@ -100,6 +102,8 @@ def folder_task(
             )
         set_aside = total - limit
     splits = _draw(folder, limit=limit, set_aside=set_aside)
+    if labels is not None:
+        splits = {split: _named(folder, columns, labels) for split, columns in splits.items()}
     if TRAIN in splits and keep is not None:
         size = len(next(iter(splits[TRAIN].values())))
         splits[TRAIN] = _rows(splits[TRAIN], np.random.default_rng(SEED).permutation(size)[:keep])
@@ -111,9 +115,13 @@ def folder_task(
     name = name or path.resolve().name
     if instruction is None:
         instruction = instruction_for(name, folder.kind)
-    options = {"kind": folder.kind, "limit": limit, "set_aside": set_aside, "own_document": own_document}
-    if keep is not None:
-        options["keep"] = keep
+    options: dict[str, Any] = {
+        "kind": folder.kind,
+        "limit": limit,
+        "set_aside": set_aside,
+        "own_document": own_document,
+    }
+    options |= {name: value for name, value in (("keep", keep), ("labels", labels)) if value is not None}
     corpus = _test_corpus(folder, splits[TEST], keep)
     revision = hashlib.sha256(f"{folder.digest} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()[:16]
     attributes = _attributes(folder, splits)
@@ -238,6 +246,14 @@ def _own_ids(folder: Folder, columns: Columns, prefix: str) -> Columns:
                 f"{folder.path}: the id of the query '{name}' does not begin with own_document = '{prefix}'"
             )
     return {**columns, "id": [name.removeprefix(prefix) for name in columns["id"]]}
+
+
+def _named(folder: Folder, columns: Columns, names: Mapping[str, str]) -> Columns:
+    if "label_text" not in columns:
+        raise UserError(f"labels are names of classes, and {folder.path} is {folder.kind}")
+    if nameless := sorted(set(columns["label_text"]) - names.keys()):
+        raise UserError(f"labels have no name for {', '.join(nameless[:5])}, which {folder.path} has; name all of them")
+    return {**columns, "label_text": [names[label] for label in columns["label_text"]]}
 
 
 def _check_test(folder: Folder, test: Columns) -> None:

@@ -37,6 +37,7 @@ class StoredDemonstration(BaseModel):
 
     query: str
     passage: str
+    names_class: bool = Field(False, exclude_if=lambda names: not names)  # earlier versions read a manifest without it
 
 
 class StoredLexical(BaseModel):

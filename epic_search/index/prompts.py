@@ -47,7 +47,8 @@ def note_prompt(manifest: Manifest, prompt: Prompt) -> None:
     """Put the prompt's texts into the manifest."""
     manifest.task = prompt.task
     manifest.demonstrations = [
-        StoredDemonstration(query=pair.query, passage=pair.passage) for pair in prompt.demonstrations
+        StoredDemonstration(query=pair.query, passage=pair.passage, names_class=pair.names_class)
+        for pair in prompt.demonstrations
     ]
 
 
@@ -69,4 +70,4 @@ def encode_prompt(manifest: Manifest, *, encoder: "Encoder") -> Prompt:
 
 
 def _texts(manifest: Manifest) -> list[Demonstration]:
-    return [Demonstration(query=d.query, passage=d.passage) for d in manifest.demonstrations]
+    return [Demonstration(d.query, d.passage, d.names_class) for d in manifest.demonstrations]

@@ -1,6 +1,7 @@
 """Demonstrations come from training data alone, are drawn fairly, and have controls that show nothing true."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,15 @@ def test_wrong_task_shows_true_pairs_of_another(tiny_encoder: Encoder) -> None:
     another = {(row["query"], row["passage"]) for row in map(json.loads, WRONG_TASK.read_text().splitlines())}
     found = texts(shown(tiny_encoder, pool(10), control="wrong-task"))
     assert len(found) == 3 and set(found) <= another
+
+
+def test_wrong_tasks_name_classes_where_the_task_does(tiny_encoder: Encoder) -> None:
+    named = Pool(tuple(replace(pair, names_class=True) for pair in pool(10).pairs), "a pool")
+    for given, names in ((pool(10), False), (named, True), (None, False)):
+        for control in ("wrong-task", "random"):
+            found = shown(tiny_encoder, given, control=control).demonstrations
+            assert [one.names_class for one in found] == [names] * 3
+    assert all(one.names_class for one in shown(tiny_encoder, named).demonstrations)
 
 
 def test_random_is_unit_vectors_in_the_place_of_demonstrations(tiny_encoder: Encoder) -> None:

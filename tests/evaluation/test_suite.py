@@ -157,7 +157,7 @@ def test_unknown_mteb_task_in_a_suite(suite):
 
 
 def test_the_packaged_suites_name_known_sets_and_no_name_twice():
-    assert packaged_suites() == ["full", "quick"]
+    assert packaged_suites() == ["classes", "full", "quick"]
     sentences = tomllib.loads(INSTRUCTIONS.read_text(encoding="utf-8"))["tasks"]
     names = {}
     for name in packaged_suites():
@@ -166,7 +166,7 @@ def test_the_packaged_suites_name_known_sets_and_no_name_twice():
         names[name] = [Path(task.folder).name for task in suite.tasks]
         assert len(set(names[name])) == len(names[name])
         assert set(names[name]) <= sentences.keys()
-    assert set(names["quick"]) < set(names["full"])
+    assert set(names["quick"]) < set(names["full"]) and set(names["classes"]) < set(names["full"])
 
 
 # What the page that comes with the data says about the sets: test rows (queries), training rows, documents.

@@ -1,0 +1,86 @@
+"""Demonstrations that name classes: what tells the classes apart grows, and nothing else is moved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epic_search.encoder import Demonstration, Encoder, Prompt
+from epic_search.encoder.emphasis import NAMES, PAIRS, Emphasis
+
+TEXTS = ["a text", "another one", "and a third, longer than the others"]
+NAMED = [
+    Demonstration("oh no", "anger", names_class=True),
+    Demonstration("hooray", "joy", names_class=True),
+    Demonstration("not again", "anger", names_class=True),
+]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_it_is_the_matrix_of_the_formula(random: np.random.Generator) -> None:
+    texts_KE, names_KE, vectors_NE = (random.standard_normal((n, 12)) for n in (4, 4, 5))
+    names_KE[3] = names_KE[0]
+    emphasis = Emphasis(texts_KE, names_KE)
+    texts_KE, names_KE = texts_KE - texts_KE.mean(axis=0), names_KE - names_KE.mean(axis=0)
+    cross_EE = texts_KE.T @ names_KE + names_KE.T @ texts_KE
+    matrix_EE = NAMES * np.linalg.pinv(names_KE) @ names_KE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
+    np.testing.assert_allclose(emphasis(vectors_NE), unit(vectors_NE + vectors_NE @ matrix_EE), atol=1e-10)
+
+
+def test_texts_of_two_classes_move_apart_and_what_is_no_name_stays(random: np.random.Generator) -> None:
+    anger_E, joy_E, topic_E, other_E = np.linalg.qr(random.standard_normal((12, 4)))[0].T
+    angry_E, happy_E = unit(topic_E + 0.3 * anger_E), unit(topic_E + 0.3 * joy_E)
+    emphasis = Emphasis(np.stack([angry_E, happy_E]), np.stack([anger_E, joy_E]))
+    first_E, second_E, third_E = emphasis(np.stack([angry_E, happy_E, other_E]))
+    assert first_E @ second_E < angry_E @ happy_E - 0.03
+    np.testing.assert_allclose(third_E, other_E, atol=1e-10)
+
+
+def test_wrong_pairs_say_less_than_right_ones(random: np.random.Generator) -> None:
+    names_KE = np.linalg.qr(random.standard_normal((40, 4)))[0].T
+    texts_KE = unit(0.5 * names_KE + 0.2 * random.standard_normal((4, 40)))
+    vectors_NE = unit(0.4 * names_KE.repeat(25, axis=0) + 0.2 * random.standard_normal((100, 40)))
+    same_NN = np.kron(np.eye(4), np.ones((25, 25))).astype(bool)
+
+    def gap(shown_KE: np.ndarray) -> float:
+        moved_NE = Emphasis(shown_KE, names_KE)(vectors_NE)
+        likeness_NN = moved_NE @ moved_NE.T
+        return float(likeness_NN[same_NN].mean() - likeness_NN[~same_NN].mean())
+
+    likeness_NN = vectors_NE @ vectors_NE.T
+    plain = float(likeness_NN[same_NN].mean() - likeness_NN[~same_NN].mean())
+    assert gap(texts_KE) > gap(np.roll(texts_KE, 1, axis=0)) > plain
+
+
+def test_an_encoder_applies_it_to_its_queries(tiny_encoder: Encoder) -> None:
+    named = tiny_encoder.prompt(task="find", demonstrations=NAMED)
+    plain = tiny_encoder.prompt(task="find", demonstrations=[Demonstration(d.query, d.passage) for d in NAMED])
+    emphasis = Emphasis.of(named)
+    assert emphasis is not None and Emphasis.of(plain) is None
+    before_NE = tiny_encoder.encode_queries(TEXTS, prompt=plain)
+    np.testing.assert_allclose(tiny_encoder.encode_queries(TEXTS, prompt=named), emphasis(before_NE), atol=1e-5)
+    both_NE = tiny_encoder.encode_queries([TEXTS[0]] * 2, prompts=[named, plain])
+    np.testing.assert_allclose(both_NE, [emphasis(before_NE[:1])[0], before_NE[0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [slice(0, 1), slice(0, 3, 2)], ids=["one demonstration", "two of one class"])
+def test_one_class_tells_nothing_apart(kept: slice, tiny_encoder: Encoder) -> None:
+    assert Emphasis.of(tiny_encoder.prompt(demonstrations=NAMED[kept])) is None
+
+
+def test_texts_in_place_of_vectors_have_none(tiny_encoder: Encoder) -> None:
+    assert Emphasis.of(tiny_encoder.prompt(demonstrations=NAMED, kind="text")) is None
+
+
+def test_a_prompt_keeps_it(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    prompt = tiny_encoder.prompt(demonstrations=[*NAMED, Demonstration("a question", "its answer")])
+    prompt.save(tmp_path / "prompt.safetensors")
+    assert Prompt.load(tmp_path / "prompt.safetensors").demonstrations == prompt.demonstrations
