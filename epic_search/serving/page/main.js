@@ -185,8 +185,9 @@ async function search({ moves = false } = {}) {
   const started = performance.now();
   const answers = async () => {
     const first = await server.search(question, signal);
+    const one = { index: question.index, query: text, mode: question.mode, k: 1 };
     const counts = besides.map(([filter, facets]) =>
-      server.search({ index: question.index, query: text, mode: question.mode, k: 1, filter: filter || null, facets }, signal),
+      server.search({ ...one, filter: filter || null, facets }, signal),
     );
     return [first, ...(await Promise.all(counts))];
   };
