@@ -5,10 +5,9 @@
     epic-search indexes export NAME -o /dev/null --vectors v.npy
     python benchmarks/quantization.py --vectors v.npy --rotate           # real ones; every fortieth is a query
 
-Without --vectors, they are drawn from a seeded mixture, a chunk at a time: texts of 20,000 kinds under 1,000 topics.
-The variance of dimension i falls as 1 / (i + 1), so that neighbours are meaningful (about 29 dimensions count) and the
-first dimensions hold most, as in vectors that were trained to be cut (Matryoshka). Real ones of an encoder that was not
-trained so lose in a first stage; --rotate turns them (cosines stay) so that they lead with their principal directions.
+Without --vectors, they are drawn from the seeded mixture of mixture.py, a chunk at a time; its first dimensions hold
+most, as in vectors that were trained to be cut (Matryoshka). Real ones of an encoder that was not trained so lose in a
+first stage; --rotate turns them (cosines stay) so that they lead with their principal directions.
 Queries are drawn as the vectors are. Each store is built, closed and opened again before it is asked. Exact search is
 one matrix product a chunk. A million vectors take about 8 GB of disk and half a GB of memory besides the engine's; the
 search graph of each store takes most of the time (`build_s`), so --only names those that are wanted.
@@ -20,44 +19,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
+from mixture import drawn, unit
 
 from epic_search.index.disk import disk_usage
 from epic_search.index.store.edge import EdgeStore
 from epic_search.index.store.protocol import Point, Schema, StoreQuery
 
 CHUNK = 10_000
-TOPICS, KINDS = 1000, 20  # kinds of each topic
-KIND, NOISE = 0.6, 0.5  # how far a kind is from its topic and a text from its kind; a topic is 1 from the middle
 QUERY_SEED = 10**9
 EVERY = 40  # of real vectors, one in so many is a query
 
 Chunk = Callable[[int], np.ndarray]  # (P, E) unit vectors by the number of the chunk
-
-
-@cache
-def kinds(dim: int) -> np.ndarray:
-    """(TOPICS * KINDS, dim) centres."""
-    random = np.random.default_rng(0)
-    topics_CE = random.standard_normal((TOPICS, dim), dtype=np.float32)
-    return topics_CE.repeat(KINDS, axis=0) + KIND * random.standard_normal((TOPICS * KINDS, dim), dtype=np.float32)
-
-
-def drawn(count: int, *, dim: int, seed: int) -> np.ndarray:
-    """(count, dim) unit vectors of the mixture."""
-    random = np.random.default_rng(seed)
-    vectors_PE = kinds(dim)[random.integers(TOPICS * KINDS, size=count)]
-    vectors_PE += NOISE * random.standard_normal((count, dim), dtype=np.float32)
-    vectors_PE /= np.sqrt(np.arange(1, dim + 1, dtype=np.float32))
-    return unit(vectors_PE)
-
-
-def unit(vectors_PE: np.ndarray) -> np.ndarray:
-    """The vectors at unit length."""
-    return vectors_PE / np.linalg.norm(vectors_PE, axis=1, keepdims=True)
 
 
 def rotated(vectors_PE: np.ndarray) -> np.ndarray:

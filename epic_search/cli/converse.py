@@ -58,6 +58,8 @@ class Answer:
     def print(self, *, lead: str | None = None) -> None:
         """Hits, facets and what was taught, for a person or a pipe (see `console.print_hits`)."""
         console.print_hits(self.hits, query=self.query, offset=self.offset, lead=lead)
+        if not self.hits:
+            console.note("nothing found" if lead is None else f"nothing found for '{console.printable(lead)}'")
         console.print_facets(self.facets)
         if self.taught is not None:
             print_taught(self.taught)
@@ -129,8 +131,6 @@ class _Conversation:
             console.print_json(self.last.json)
         else:
             self.last.print()
-            if not self.last.hits:
-                console.note("nothing found")
 
     def _command(self, name: str = "", *values: str) -> None:
         match name, values:

@@ -258,6 +258,11 @@ def print_report(report: "IndexReport") -> None:
             f"{count:,} documents have another type of value in field '{name}', and filters on it do not find them; "
             f"declare its type with --field {name}:TYPE"
         )
+    if report.absent and report.documents:
+        console.note(
+            f"no document has {' or '.join(map(repr, report.absent))}, which --field declares; correct the name and "
+            "run this again"
+        )
     if report.prune_withheld:
         console.note("nothing was removed: rows that cannot be used may hold documents that are stored; correct them")
     if report.skipped:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from epic_search.encoder.prompt import Demonstration
@@ -29,7 +30,7 @@ class Question:
     """How to search: see `Searcher.search`, `Searcher.facets` and `Ways`. None is as the index says.
 
     `demonstrations` are shown instead of the index's own. `explain`: why hits are where they are. Raises UserError for
-    what a lexical search does not read.
+    what a lexical search does not read, and for a `min_score` that no score can be compared with.
     """
 
     k: int = 10
@@ -50,6 +51,8 @@ class Question:
         taught = (self.task, self.demonstrations, self.demos, self.demos_k, self.boost)
         if self.mode == "lexical" and any(given is not None for given in taught):
             raise UserError("a lexical search reads no task and no demonstrations; leave them out, or use mode hybrid")
+        if self.min_score is not None and not isfinite(self.min_score):
+            raise UserError(f"the least score is {self.min_score}; it must be a number such as 0.4")
 
 
 @dataclass(frozen=True, slots=True)

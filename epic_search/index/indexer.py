@@ -63,7 +63,7 @@ class IndexReport:
     """What a run did. `documents`, `passages`: what the index holds now; `encoded`: new passages.
 
     `inferred`: the fields whose types this run inferred; `unfit`: how many documents have other values in a field whose
-    type was inferred, which filters do not find.
+    type was inferred, which filters do not find; `absent`: the fields that this run declared and no document has.
     """
 
     name: str
@@ -78,6 +78,7 @@ class IndexReport:
     prune_withheld: bool = False
     inferred: dict[str, FieldType] = field(default_factory=dict)
     unfit: dict[str, int] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     seconds: float = 0.0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -148,6 +149,8 @@ def index_corpus(
                 run = _Run(corpus, encoder, contents, manifest, place, progress)
                 run.report.inferred = {name: kind for name, kind in types.items() if manifest.types[name].inferred}
                 report = run.index(chain([sample], groups), prune=prune, was_complete=was_complete)
+                here = set(manifest.fields)
+                report.absent = [name for name in fields or {} if not {name, name.split(".")[0]} & here]
                 place.settle(manifest, encoder=encoder, contents=contents)
                 return report
 

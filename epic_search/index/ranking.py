@@ -29,7 +29,6 @@ class _Ranking:
     query: StoreQuery
     kept: dict[Hashable, Match] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
-    is_complete: bool = False
 
 
 def rank(
@@ -50,51 +49,59 @@ def rank(
     and `passage` must be among it.
     """
     rankings = [_Ranking(query) for query in queries]
-    options: dict[str, Any] = {"filter": filter, "fields": fields}
+    search = _Search(store, need=need, key=key, min_score=min_score, options={"filter": filter, "fields": fields})
     for kind in get_args(Kind):
         some = [ranking for ranking in rankings if _kind(ranking.query) == kind]
-        _complete(
-            some, kind, store, need=need, passages=passages, key=key, fusion=fusion, least=min_score, options=options
-        )
+        search.complete(some, kind, passages=passages, fusion=fusion)
     return [_above(ranking.matches[:need], min_score) for ranking in rankings]
 
 
-def _complete(
-    unfinished: list[_Ranking],
-    kind: Kind,
-    store: VectorStore,
-    *,
-    need: int,
-    passages: int,
-    key: Key,
-    fusion: Fusion,
-    least: float | None,
-    options: dict[str, Any],
-) -> None:
-    """Complete rankings of one kind."""
-    limit, tier = 2 * need + SPARE, TIER
-    while unfinished and passages:
-        # As much as is found at this depth; of words, one more than there can be tells that there are no more.
-        most = {"fused": 2 * REACH * fusion.depth + 1, "dense": tier, "lexical": passages + 1}[kind]
-        limit = min(limit, most)
-        found = store.search([ranking.query for ranking in unfinished], limit=limit, fusion=fusion, **options)
-        if max(map(len, found)) > passages:
-            passages *= DEEPER  # more were stored since they were counted
-        for ranking, matches in zip(unfinished, found, strict=True):
-            are_all = len(matches) < limit
-            settled = matches if are_all else [match for match in matches if match.score > matches[-1].score]
-            ranking.matches = [*ranking.kept.values(), *_best(settled, key, beside=ranking.kept)]
-            if are_all or limit == most:
-                ranking.kept = {key(match): match for match in ranking.matches}
-            ranking.is_complete = (
-                len(ranking.matches) >= need
-                or (are_all and (kind != "fused" or fusion.depth >= passages))
-                or (least is not None and bool(matches) and matches[-1].score < least)
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What is the same for all queries, however far the search for them looks."""
+
+    store: VectorStore
+    need: int
+    key: Key
+    min_score: float | None
+    options: dict[str, Any]
+
+    def complete(self, unfinished: list[_Ranking], kind: Kind, *, passages: int, fusion: Fusion) -> None:
+        """Complete rankings of one kind."""
+        limit, tier = 2 * self.need + SPARE, TIER
+        while unfinished and passages:
+            # As much as is found at this depth; of words, one more than there can be tells that there are no more.
+            most = {"fused": 2 * REACH * fusion.depth + 1, "dense": tier, "lexical": passages + 1}[kind]
+            limit = min(limit, most)
+            found = self.store.search(
+                [ranking.query for ranking in unfinished], limit=limit, fusion=fusion, **self.options
             )
-        unfinished = [ranking for ranking in unfinished if not ranking.is_complete]
-        if limit == most:
-            fusion, tier = replace(fusion, depth=fusion.depth * DEEPER), tier * DEEPER
-        limit *= DEEPER
+            if max(map(len, found)) > passages:
+                passages *= DEEPER  # more were stored since they were counted
+            is_deepest = kind != "fused" or fusion.depth >= passages
+            pairs = list(zip(unfinished, found, strict=True))
+            for ranking, matches in pairs:
+                self._take(ranking, matches, are_all=len(matches) < limit, is_exhausted=limit == most)
+            unfinished = [
+                ranking
+                for ranking, matches in pairs
+                if not self._suffices(ranking, matches) and not (is_deepest and len(matches) < limit)
+            ]
+            if limit == most:
+                fusion, tier = replace(fusion, depth=fusion.depth * DEEPER), tier * DEEPER
+            limit *= DEEPER
+
+    def _take(self, ranking: _Ranking, matches: list[Match], *, are_all: bool, is_exhausted: bool) -> None:
+        """Add matches to what is kept. Unless they are all, more may follow with the score of the last one."""
+        settled = matches if are_all else [match for match in matches if match.score > matches[-1].score]
+        ranking.matches = [*ranking.kept.values(), *_best(settled, self.key, beside=ranking.kept)]
+        if are_all or is_exhausted:
+            ranking.kept = {self.key(match): match for match in ranking.matches}
+
+    def _suffices(self, ranking: _Ranking, matches: list[Match]) -> bool:
+        """Whether there is as much as is needed, or what follows is below the score that is wanted."""
+        is_below = self.min_score is not None and bool(matches) and matches[-1].score < self.min_score
+        return is_below or len(ranking.matches) >= self.need
 
 
 def _kind(query: StoreQuery) -> Kind:

@@ -1,6 +1,6 @@
 """What is worth teaching next: the queries whose answer is least sure, or that are least like what is taught."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,10 +43,7 @@ def suggest(
     """
     by = by or ("coverage" if queries is None else "margin")
     queries = queries_of_documents(searcher) if queries is None else queries
-    taught = {pair.query for pair in searcher.taught()}
-    asked = [query for query in dict.fromkeys(query.strip() for query in queries) if query not in taught]
-    if not asked:
-        raise UserError("every query given is taught already; give others")
+    asked = not_taught(queries, {pair.query for pair in searcher.taught()})
     answers = zip(asked, searcher.search(asked, k=2, mode="dense"), searcher.neighbours(asked, k=1), strict=True)
     found = [
         Suggestion(
@@ -69,6 +66,14 @@ def suggest(
         covered_Q = np.maximum(covered_Q, plain_QE @ plain_QE[next_one])
         covered_Q[next_one] = np.inf
     return chosen
+
+
+def not_taught(queries: Sequence[str], taught: Collection[str]) -> list[str]:
+    """Each query once, without those that are taught; raises UserError where that leaves none."""
+    asked = [query for query in dict.fromkeys(query.strip() for query in queries) if query not in taught]
+    if not asked:
+        raise UserError("every query given is taught already; give others")
+    return asked
 
 
 def queries_of_documents(searcher: "Searcher") -> list[str]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 QUERY, PASSAGE = "query", "passage"
 PAGE = 256
 LEARNED_FROM = 500  # pairs
+NAMED = 300  # characters of a query or an id, in what is said of it
 LOOK_SECONDS = 5.0  # how long queries go on with what was there, before they look again
 
 
@@ -167,11 +168,15 @@ class Taught:
         if not pairs:
             near = get_close_matches(query, {pair.query for pair in self.pairs()}, cutoff=0.5)
             remedy = f"; taught are {_listed(near)}" if near else ""
-            raise UserError(f"nothing is taught for the query '{query}'{remedy}; 'epic-search teach list' shows all")
+            raise UserError(
+                f"nothing is taught for the query {_listed([query])}{remedy}; 'epic-search teach list' shows all"
+            )
         labels = [label(pair) for pair in pairs]
         for document_id in document_ids:
             if document_id not in labels:
-                raise UserError(f"'{document_id}' is not taught for the query '{query}'; taught are {_listed(labels)}")
+                raise UserError(
+                    f"'{document_id}' is not taught for the query {_listed([query])}; taught are {_listed(labels)}"
+                )
         gone = [pair for pair in pairs if not document_ids or label(pair) in document_ids]
         self._remove([pair_id(pair.query, pair.document, pair.passage) for pair in gone])
         return gone
@@ -378,4 +383,4 @@ def as_stored(whole_NE: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    return ", ".join(f"'{name if len(name) <= NAMED else name[:NAMED] + ' ...'}'" for name in names)

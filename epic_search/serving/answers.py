@@ -160,14 +160,18 @@ def teach(shelf: "Shelf", index: str, asked: schemas.TeachRequest) -> schemas.Te
         return schemas.TeachAnswer(index=index, taught=_pairs(new), known=known, total=searcher.manifest.taught)
 
 
-def forget(shelf: "Shelf", index: str, query: str | None, labels: Sequence[str]) -> schemas.ForgottenAnswer:
-    """Take back the pairs of a query, or those of its pairs with these labels, or all pairs."""
+def forget(shelf: "Shelf", index: str, asked: schemas.ForgetRequest) -> schemas.ForgottenAnswer:
+    """Take back taught pairs; raises ApiError where it is not clear which, and UserError as `Searcher.forget`."""
+    if (asked.query is None) != asked.everything:
+        raise ApiError(422, "what is to go is not clear", "give either 'query' or 'everything' as true")
+    if asked.everything and asked.labels:
+        raise ApiError(422, "labels name pairs of one query", "give 'query' too, or leave them out")
     with shelf.change(index) as searcher:
-        if query is None:
+        if asked.query is None:
             gone = searcher.taught()
             searcher.forget_all()
         else:
-            gone = searcher.forget(query, labels)
+            gone = searcher.forget(asked.query, asked.labels)
         return schemas.ForgottenAnswer(index=index, forgotten=_pairs(gone), total=searcher.manifest.taught)
 
 

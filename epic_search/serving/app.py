@@ -117,16 +117,18 @@ def _add_indexes(app: FastAPI, service: Service) -> None:
     async def forget(
         request: Request,
         name: str,
-        query: Annotated[str | None, Query(description="Its pairs go.", max_length=limits.QUERY_CHARACTERS)] = None,
+        query: Annotated[str | None, Query(description="Its pairs go.", max_length=limits.TEXT_CHARACTERS)] = None,
         label: Annotated[list[str] | None, Query(description="Only its pairs with these labels.")] = None,
         everything: Annotated[bool, Query(description="All pairs go, of all queries.")] = False,
     ) -> schemas.ForgottenAnswer:
         """Take back what was taught for a query, or everything."""
-        if (query is None) != everything:
-            raise ApiError(422, "what is to go is not clear", "give either 'query' or 'everything=true'")
-        if everything and label:
-            raise ApiError(422, "'label' names pairs of one query", "give 'query' too, or leave 'label' out")
-        return await gate.answer(request, lambda: answers.forget(shelf, name, query, label or []))
+        gone = schemas.ForgetRequest.model_construct(query=query, labels=label or [], everything=everything)
+        return await gate.answer(request, lambda: answers.forget(shelf, name, gone))
+
+    @app.post("/indexes/{name}/demonstrations/forget", tags=["demonstrations"])
+    async def forget_by_body(request: Request, name: str, body: schemas.ForgetRequest) -> schemas.ForgottenAnswer:
+        """The same, for a query that is too long for an address."""
+        return await gate.answer(request, lambda: answers.forget(shelf, name, body))
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

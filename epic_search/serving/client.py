@@ -12,19 +12,20 @@ from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import LOCK_FILE, served_at
 from epic_search.index.manifest import Manifest
 from epic_search.index.taught_pair import Lesson, TaughtPair
-from epic_search.serving.limits import MAX_K, MAX_OFFSET, QUERY_CHARACTERS
+from epic_search.serving.limits import MAX_K, MAX_OFFSET, MAX_SUGGESTED, QUERY_CHARACTERS
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question
     from epic_search.index.suggest import By, Suggestion
 
 SECONDS = 300.0  # the server has its own, shorter limit
+SUGGESTED_AT_ONCE = 200  # queries in a request, so that each is answered in time
 
 
 class Client:
@@ -43,11 +44,7 @@ class Client:
                     f"{option} {value} is more than the {most:,} that the server at {self.url} allows, which has the "
                     f"index open; give {option} {most} or less, or stop the server to search without that limit"
                 )
-        if longest := max((len(query) for query in queries if len(query) > QUERY_CHARACTERS), default=0):
-            raise UserError(
-                f"the query has {longest:,} characters, and the server at {self.url}, which has the index open, reads "
-                f"{QUERY_CHARACTERS:,}; give a shorter one, or stop the server"
-            )
+        self._require_short(queries)
         asked = {name: value for name, value in asdict(question).items() if value is not None}
         if "demonstrations" not in asked and "demos" in asked:
             asked["demonstrations"] = asked["demos"]
@@ -67,17 +64,55 @@ class Client:
         """GET /indexes/{name}/documents/{id}."""
         return self._ask("GET", f"/indexes/{quote(index)}/documents/{quote(document_id, safe='')}")
 
-    def demonstrations(
-        self, index: str, method: str, body: Mapping[str, Any] | None = None, *, which: Sequence[tuple[str, str]] = ()
-    ) -> dict[str, Any]:
-        """GET, POST or DELETE /indexes/{name}/demonstrations."""
-        return self._ask(
-            method, f"/indexes/{quote(index)}/demonstrations{'?' if which else ''}{urlencode(which)}", body
-        )
+    def demonstrations(self, index: str) -> dict[str, Any]:
+        """GET /indexes/{name}/demonstrations."""
+        return self._ask("GET", f"/indexes/{quote(index)}/demonstrations")
 
-    def suggestions(self, index: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """POST /indexes/{name}/suggestions."""
-        return self._ask("POST", f"/indexes/{quote(index)}/suggestions", body)
+    def teach(self, index: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /indexes/{name}/demonstrations."""
+        return self._ask("POST", f"/indexes/{quote(index)}/demonstrations", body)
+
+    def forget(self, index: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /indexes/{name}/demonstrations/forget: a query may be too long for the address of a DELETE."""
+        return self._ask("POST", f"/indexes/{quote(index)}/demonstrations/forget", body)
+
+    def suggest(self, index: str, queries: Sequence[str] | None, *, count: int, by: "By | None") -> "list[Suggestion]":
+        """As `suggest.suggest`, by POST /indexes/{name}/suggestions; more queries than it takes are asked in parts.
+
+        A margin is a query's own, so the best of all are among the best of their parts. Coverage compares all queries
+        with each other: raises UserError for more than the server takes.
+        """
+        from epic_search.index.searcher import Hit
+        from epic_search.index.suggest import Suggestion, not_taught
+
+        parts: list[list[str] | None] = [None]
+        if queries is not None:
+            self._require_short(queries)
+            left = not_taught(queries, {pair.query for pair in _pairs(self.demonstrations(index)["taught"])})
+            size = MAX_SUGGESTED if by == "coverage" else SUGGESTED_AT_ONCE
+            if by == "coverage" and len(left) > size:
+                raise UserError(
+                    f"--by coverage compares all {len(left):,} queries with each other, and the server at {self.url}, "
+                    f"which has the index open, takes {size:,}; give so many or fewer, choose --by margin, or stop the "
+                    "server"
+                )
+            parts = [left[start : start + size] for start in range(0, len(left), size)]
+        most = min(count, MAX_SUGGESTED)  # no part has more
+        found = [
+            Suggestion(**one | {"hit": Hit(**one["hit"])})
+            for part in parts
+            for one in self._ask(
+                "POST", f"/indexes/{quote(index)}/suggestions", {"queries": part, "count": most, "by": by}
+            )["suggestions"]
+        ]
+        return found if len(parts) == 1 else sorted(found, key=lambda suggestion: suggestion.margin)[:count]
+
+    def _require_short(self, queries: Sequence[str]) -> None:
+        if longest := max((len(query) for query in queries if len(query) > QUERY_CHARACTERS), default=0):
+            raise UserError(
+                f"the query has {longest:,} characters, and the server at {self.url}, which has the index open, reads "
+                f"{QUERY_CHARACTERS:,}; give a shorter one, or stop the server"
+            )
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
@@ -124,30 +159,24 @@ class ServedTeaching:
             else {"query": lesson.query, "passage": lesson.passage}
             for lesson in lessons
         ]
-        return _pairs(self._client.demonstrations(self._folder.name, "POST", {"lessons": said})["taught"])
+        return _pairs(self._client.teach(self._folder.name, {"lessons": said})["taught"])
 
     def taught(self) -> list[TaughtPair]:
         """See Searcher."""
-        return _pairs(self._client.demonstrations(self._folder.name, "GET")["taught"])
+        return _pairs(self._client.demonstrations(self._folder.name)["taught"])
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
         """See Searcher."""
-        which = [("query", query), *(("label", id) for id in document_ids)]
-        return _pairs(self._client.demonstrations(self._folder.name, "DELETE", which=which)["forgotten"])
+        gone = self._client.forget(self._folder.name, {"query": query, "labels": list(document_ids)})
+        return _pairs(gone["forgotten"])
 
     def forget_all(self) -> int:
         """See Searcher."""
-        gone = self._client.demonstrations(self._folder.name, "DELETE", which=[("everything", "true")])
-        return len(gone["forgotten"])
+        return len(self._client.forget(self._folder.name, {"everything": True})["forgotten"])
 
     def suggest(self, queries: Sequence[str] | None, *, count: int, by: "By | None") -> "list[Suggestion]":
         """See `suggest.suggest`."""
-        from epic_search.index.searcher import Hit
-        from epic_search.index.suggest import Suggestion
-
-        asked = {"queries": queries, "count": count, "by": by}
-        said = self._client.suggestions(self._folder.name, {key: of for key, of in asked.items() if of is not None})
-        return [Suggestion(**one | {"hit": Hit(**one["hit"])}) for one in said["suggestions"]]
+        return self._client.suggest(self._folder.name, queries, count=count, by=by)
 
     def __enter__(self) -> "ServedTeaching":
         return self

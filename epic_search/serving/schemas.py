@@ -301,7 +301,7 @@ class MapAnswer(BaseModel):
 class Lesson(Request):
     """What is to be taught: for this query these documents are right, or this passage."""
 
-    query: Query
+    query: Text
     documents: Annotated[list[DocumentId], Field(min_length=1, max_length=MAX_PAIRS)] | None = None
     passage: Text | None = None
 
@@ -317,6 +317,14 @@ class TeachRequest(Request):
     """What is to be taught; all of it or, after a mistake, nothing."""
 
     lessons: Annotated[list[Lesson], Field(min_length=1, max_length=MAX_PAIRS)]
+
+
+class ForgetRequest(Request):
+    """What is to be forgotten: the pairs of a query, those of its pairs with these labels, or all of all queries."""
+
+    query: Text | None = None
+    labels: Annotated[list[DocumentId], Field(max_length=MAX_PAIRS)] = []
+    everything: bool = False
 
 
 class SuggestRequest(Request):
@@ -350,7 +358,7 @@ class SuggestAnswer(BaseModel):
 
 
 class TaughtAnswer(BaseModel):
-    """A pair. `label`: names it among those of its query, for DELETE; `stale`: its document is not in the index now."""
+    """A pair. `label`: names it among those of its query; `stale`: its document is not in the index now."""
 
     query: str
     label: str

@@ -70,6 +70,22 @@ def test_a_corpus_of_which_no_row_can_be_used_is_a_mistake(run: Run, corpus: Pat
     assert "3 documents" in run(*wrong).stdout
 
 
+def test_a_declared_field_that_no_document_has_is_said(run: Run, corpus: Path, tiny_encoder_folder: Path) -> None:
+    rows = [document | {"year": 2020, "author": {"name": "Ann"}} for document in DOCUMENTS]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("index", corpus, "--encoder", tiny_encoder_folder)
+    said = run(*given, "--field", "yeer:int", "--field", "year:int", "--field", "author.name:keyword").stderr
+    assert "no document has 'yeer', which --field declares; correct the name" in " ".join(said.split())
+    assert "no document has" not in run(*given, "--field", "year:int").stderr, "nothing is new, and the field is there"
+
+
+def test_an_empty_answer_is_said_beside_the_output(indexed: Run) -> None:
+    found = indexed("query", "csv", "--mode", "lexical", "--min-score", 1000)
+    assert (found.stdout, found.stderr.splitlines()[-1]) == ("", "nothing found")
+    wrong = indexed("query", "csv", "--min-score", "nan", code=2)
+    assert "the least score is nan; it must be a number" in wrong.stderr and not wrong.stdout
+
+
 def test_query_json(indexed: Run) -> None:
     answer = json.loads(indexed("query", "read a csv file", "--json").stdout)
     assert list(answer) == ["index", "query", "mode", "score", "offset", "hits"]

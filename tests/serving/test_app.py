@@ -203,12 +203,27 @@ def test_teaching_changes_related_queries_at_once_and_can_be_taken_back(open_app
     assert ranks() == before
 
 
-def test_everything_taught_can_be_forgotten(open_app: Open) -> None:
+@pytest.mark.parametrize("which", [{"everything": True}, {"query": "birds", "labels": ["d5"]}, {"query": "fish"}])
+def test_what_is_taught_can_be_forgotten_by_address_and_by_body(open_app: Open, which: dict[str, Any]) -> None:
     client = open_app().client
+    path = "/indexes/notes/demonstrations"
     lessons = [{"query": "birds", "documents": ["d1", "d5"]}, {"query": "fish", "passage": "The trout swims."}]
-    assert client.post("/indexes/notes/demonstrations", json={"lessons": lessons}).json()["total"] == 3
-    gone = client.delete("/indexes/notes/demonstrations", params={"everything": True}).json()
-    assert (len(gone["forgotten"]), gone["total"]) == (3, 0)
+    in_address = {"label" if name == "labels" else name: value for name, value in which.items()}
+    gone = []
+    for forget in (lambda: client.delete(path, params=in_address), lambda: client.post(f"{path}/forget", json=which)):
+        assert client.post(path, json={"lessons": lessons}).json()["total"] == 3
+        answer = forget().json()
+        gone.append([(pair["query"], pair["document"]) for pair in answer["forgotten"]])
+        assert len(gone[-1]) == 3 - answer["total"] > 0
+    assert gone[0] == gone[1]
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"query": "a", "everything": True}, {"everything": True, "labels": ["d1"]}, {"query": "never"}]
+)
+def test_what_is_to_be_forgotten_must_be_clear(open_app: Open, body: dict[str, Any]) -> None:
+    answer = open_app().client.post("/indexes/notes/demonstrations/forget", json=body)
+    assert (answer.status_code, set(answer.json())) == (422, {"error"})
 
 
 def test_embeddings_are_those_of_the_encoder(open_app: Open, tiny_encoder: Encoder) -> None:

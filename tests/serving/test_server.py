@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,10 +24,13 @@ from mcp import StdioServerParameters
 from mcp.client.client import Client
 from mcp.client.stdio import stdio_client
 from serving_helpers import DOCUMENTS, server_process
+from tokenizers import Regex, Tokenizer, normalizers
 from typer.testing import CliRunner, Result
 
 from epic_search.cli.main import app
 from epic_search.encoder import Encoder
+from epic_search.encoder.config import EncoderConfig
+from epic_search.index import index_corpus
 from epic_search.index.lock import served_at
 
 COMMAND = [sys.executable, "-m", "epic_search"]
@@ -126,6 +130,66 @@ def test_teach_suggest_asks_the_server_and_prints_the_same(served: SimpleNamespa
         assert (through.exit_code, through.stdout) == (alone.exit_code, alone.stdout) and through.exit_code == code
     found = json.loads(command(served.home, "teach", "suggest", "-n", "1", "--json").stdout)
     assert found[0].keys() == {"query", "id", "title", "text", "score", "margin", "similarity"}
+
+
+def test_more_queries_than_a_server_takes_are_suggested_from_in_parts(
+    served: SimpleNamespace, home: Path, tmp_path: Path
+) -> None:
+    """As alone: the queries are spread over three requests, and one that comes twice, or is taught, is left out."""
+    queries = [f"{place} {n}" for n in range(250) for place in ("sea", "marsh")]
+    file = tmp_path / "queries.txt"
+    file.write_text("\n".join([*queries, queries[0]]))
+    commands = {"through": served.home, "alone": home}
+    found = {}
+    for name, where in commands.items():
+        assert command(where, "teach", "add", queries[7], "d1").exit_code == 0
+        said = command(where, "teach", "suggest", "--queries", str(file), "-n", "300", "--json")
+        assert said.exit_code == 0, said.stderr
+        found[name] = {one["query"]: one["margin"] for one in json.loads(said.stdout)}
+        command(where, "teach", "rm", queries[7])
+    assert len(found["through"]) == 300 and list(found["through"].values()) == sorted(found["through"].values())
+    assert queries[7] not in found["through"]
+    # Vectors differ a little with the texts that they are encoded with, so that of alike margins another may be last.
+    for one, other in (("through", "alone"), ("alone", "through")):
+        last = max(found[other].values())
+        for query, margin in found[one].items():
+            assert abs(margin - found[other].get(query, last)) < 1e-3, (query, margin)
+
+
+def test_what_cannot_be_suggested_in_parts_is_said(served: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "queries.txt"
+    file.write_text("\n".join(f"query {n}" for n in range(1001)))
+    done = command(served.home, "teach", "suggest", "--queries", str(file), "--by", "coverage")
+    said = " ".join(done.stderr.split())
+    assert done.exit_code == 2 and "compares all 1,001 queries with each other" in said
+    assert "takes 1,000; give so many or fewer, choose --by margin, or stop the server" in said
+
+
+def test_a_very_long_query_is_taught_listed_and_forgotten(
+    tiny_config: EncoderConfig, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
+    """Of 100,000 characters, which are a few tokens: this tokenizer takes many blanks for one, as others do."""
+    backbone = shutil.copytree(tiny_backbone_folder, tmp_path / "llama")
+    tokenizer = Tokenizer.from_file(str(backbone / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Replace(Regex(" +"), " ")
+    tokenizer.save(str(backbone / "tokenizer.json"))
+    encoder = Encoder.create(tiny_config.model_copy(update={"backbone": str(backbone)}), device="cpu")
+    encoder.save(tmp_path / "encoder")
+    encoder = Encoder.load(tmp_path / "encoder", device="cpu")
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    index_corpus(tmp_path / "notes.jsonl", name="notes", encoder=encoder, home=tmp_path / "home")
+    query = f"otter{' ' * 99_990}river"
+    with server_process(tmp_path / "home") as server:
+        assert command(tmp_path / "home", "teach", "add", query, "d1", "d2").exit_code == 0
+        listed = json.loads(command(tmp_path / "home", "teach", "list", "--json").stdout)
+        assert [(pair["query"], pair["document"]) for pair in listed] == [(query, "d1"), (query, "d2")]
+        for documents, left in ((["d1"], ["d2"]), ([], [])):
+            done = command(tmp_path / "home", "teach", "rm", query, *documents)
+            assert done.exit_code == 0, done.stderr[-1000:]
+            _, answer = ask(server.url, "/indexes/notes/demonstrations")
+            assert [pair["document"] for pair in answer["taught"]] == left
+        unknown = command(tmp_path / "home", "teach", "rm", query)
+        assert unknown.exit_code == 2 and "nothing is taught for the query 'otter" in unknown.stderr
 
 
 def test_what_the_query_command_asks_too_much_of_is_said_in_its_own_words(served: SimpleNamespace) -> None:

@@ -30,9 +30,8 @@ export class Problem extends Error {
 }
 
 // The answer as JSON; throws Problem, or AbortError when `signal` says so.
-export async function api(method, path, { body = null, signal = null, query = [] } = {}) {
+export async function api(method, path, { body = null, signal = null } = {}) {
   const url = new URL(path, document.baseURI);
-  for (const [name, value] of query) url.searchParams.append(name, value);
   url.hash = "";
   const headers = {};
   if (token) headers.Authorization = `Bearer ${token}`;
@@ -80,4 +79,4 @@ export const teach = (index, lesson) =>
   api("POST", `indexes/${segment(index)}/demonstrations`, { body: { lessons: [lesson] } });
 
 export const forget = (index, pair) =>
-  api("DELETE", `indexes/${segment(index)}/demonstrations`, { query: [["query", pair.query], ["label", pair.label]] });
+  api("POST", `indexes/${segment(index)}/demonstrations/forget`, { body: { query: pair.query, labels: [pair.label] } });

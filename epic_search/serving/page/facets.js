@@ -12,7 +12,7 @@ const quoted = (text) => `"${String(text).replace(/[\\"]/g, "\\$&")}"`;
 
 export class Filters {
   #chosen = new Map(); // field -> values
-  #before = new Map(); // field -> its values as counted before one was chosen, and under which other conditions
+  #before = new Map(); // field -> its values as counted under the other conditions, and which these were
   #types = {}; // of the index's fields
   #fields = []; // those that are counted
   #isNew = true;
@@ -64,6 +64,19 @@ export class Filters {
     return this.#textWithout(null);
   }
 
+  // What has to be counted besides, as pairs of a filter and fields: all fields without any condition, to see which are
+  // worth showing, and a field of which values are chosen under the other conditions, to see what can be chosen besides.
+  get uncounted() {
+    const wanted = new Map();
+    if (this.#isNew && this.text) wanted.set("", this.#fields);
+    for (const field of this.#fields.filter((name) => this.#chosen.has(name))) {
+      const where = this.#textWithout(field);
+      if (this.#before.get(field)?.where === where) continue;
+      wanted.set(where, [...new Set([...(wanted.get(where) ?? []), field])]);
+    }
+    return [...wanted];
+  }
+
   #textWithout(field) {
     const one = ([name, values]) => `${quoted(name)} in (${[...values].map(quoted).join(", ")})`;
     const chosen = [...this.#chosen].filter(([name]) => name !== field).map(one);
@@ -87,17 +100,24 @@ export class Filters {
     );
   }
 
-  // Chips for the values of the fields, as the server has counted them.
-  show(facets) {
-    // A field whose values are all different tells nothing here. That is known when all documents were counted.
-    const tells = (field) => this.#chosen.has(field) || facets[field]?.[0]?.documents > 1;
-    const telling = this.#isNew ? this.#fields.filter(tells).slice(0, SHOWN_FIELDS) : this.#fields;
-    if (!this.text) {
-      this.#fields = telling;
+  // Chips for the values of the fields, as the server has counted them: pairs of a filter and facets, those of the
+  // whole filter first, then what was `uncounted`.
+  show(counts) {
+    for (const [where, facets] of counts) {
+      for (const [field, values] of Object.entries(facets)) {
+        if (where === this.#textWithout(field)) this.#before.set(field, { values: values.slice(0, SHOWN_VALUES), where });
+      }
+    }
+    const all = counts.find(([where]) => !where)?.[1];
+    if (this.#isNew && all) {
+      // A field whose values are all different tells nothing here.
+      const tells = (field) => this.#chosen.has(field) || all[field]?.[0]?.documents > 1;
+      this.#fields = this.#fields.filter(tells).slice(0, SHOWN_FIELDS);
       this.#isNew = false;
     }
+    const [, facets] = counts[0];
     const focused = document.activeElement?.dataset?.facet;
-    const groups = telling.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
+    const groups = this.#fields.map((field) => this.#group(field, facets[field] ?? [])).filter(Boolean);
     this.list.replaceChildren(...groups);
     this.list.hidden = groups.length === 0;
     if (focused) [...this.list.querySelectorAll("button")].find((chip) => chip.dataset.facet === focused)?.focus();
@@ -106,22 +126,17 @@ export class Filters {
   #group(field, values) {
     const chosen = this.#chosen.get(field) ?? new Set();
     const shown = chosen.size ? this.#besides(field, values, chosen) : values.slice(0, SHOWN_VALUES);
-    if (!chosen.size) this.#before.set(field, { values: shown, where: this.text });
     if (!shown.length) return null;
     const chips = shown.map(({ value, documents }) => this.#chip(field, value, documents, chosen.has(value)));
     const name = h("span", { class: "field-name" }, short(field, 30));
     return h("div", { class: "facet", role: "group", "aria-label": `Only with this ${field}` }, name, ...chips);
   }
 
-  // The values of a field of which some are chosen: those, and the others that can be chosen besides, which the server
-  // does not count now. What it counted before is right as long as the other conditions are the same.
+  // The values of a field of which some are chosen: those, and the others that can be chosen besides.
   #besides(field, values, chosen) {
-    const before = this.#before.get(field) ?? { values: [], where: "" };
-    const isSame = before.where === this.#textWithout(field);
+    const known = this.#before.get(field)?.values ?? [];
+    const missing = [...chosen].filter((value) => !known.some((one) => one.value === value));
     const counted = (value) => values.find((one) => one.value === value)?.documents ?? 0;
-    const others = before.values.map((one) => (isSame ? one : { ...one, documents: null }));
-    const known = others.map((one) => (chosen.has(one.value) ? { ...one, documents: counted(one.value) } : one));
-    const missing = [...chosen].filter((value) => !others.some((one) => one.value === value));
     return [...missing.map((value) => ({ value, documents: counted(value) })), ...known];
   }
 
@@ -134,11 +149,11 @@ export class Filters {
         dir: "auto",
         "data-facet": JSON.stringify([field, value]),
         "aria-pressed": isChosen,
-        "aria-label": `${field} ${short(value, 60)}${documents === null ? "" : `, ${count(documents, "document")}`}`,
+        "aria-label": `${field} ${short(value, 60)}, ${count(documents, "document")}`,
         onclick: () => this.#toggle(field, value),
       },
       short(value, 40),
-      documents === null ? null : h("small", {}, documents.toLocaleString("en")),
+      h("small", {}, documents.toLocaleString("en")),
     );
   }
 

@@ -8,7 +8,7 @@ import { Ranking } from "./hits.js";
 import { wordsOf } from "./highlight.js";
 import { listen } from "./keys.js";
 import { CorpusMap } from "./map.js";
-import { read } from "./reader.js";
+import { leave, read } from "./reader.js";
 import { Demonstrations, keyOf, percent } from "./taught.js";
 import { Trouble } from "./trouble.js";
 
@@ -41,6 +41,7 @@ let running = null; // the search that is under way
 let results = null; // the latest answers: of the query and, where there is one, of the related query
 let isChanging = false;
 let typing = null;
+let wanted = null; // the id of the document that is to be open
 const recent = [];
 
 const query = find("query");
@@ -119,11 +120,17 @@ async function begin() {
   await go(place);
 }
 
-// Search what an address says.
+// Search what an address says, and open the document that it names.
 async function go(place) {
+  wanted = null;
+  leave();
+  if (!place.isSearched) await searchAgain(place);
+  if (place.open) await open({ id: place.open });
+}
+
+async function searchAgain(place) {
   query.value = place.q ?? "";
   related.value = place.related ?? "";
-  find("reader").close(); // it is about another answer
   const chosen = indexes.find(({ name }) => name === place.index);
   await choose(chosen ?? indexes[0], place);
   if (place.index && !chosen) {
@@ -137,7 +144,10 @@ async function choose(chosen, place = { only: [] }) {
   index = chosen;
   find("index").value = index.name;
   find("about").textContent = `${count(index.documents, "document")} · ${index.encoder.split("/").pop()}`;
-  if (isOther) filters.use(index.fields);
+  if (isOther) {
+    running?.abort(); // its counts are those of the other index's fields
+    filters.use(index.fields);
+  }
   filters.explain(null);
   filters.chosen = place.only;
   filters.input.value = place.filter ?? "";
@@ -171,15 +181,24 @@ async function search({ moves = false } = {}) {
   const question = { index: index.name, queries: asked(), k: shown, mode: mode(), explain: true };
   if (filters.text) question.filter = filters.text;
   if (filters.fields.length) question.facets = filters.fields;
+  const besides = filters.uncounted;
   const started = performance.now();
-  const answer = await server.search(question, signal).catch((problem) => {
+  const answers = async () => {
+    const first = await server.search(question, signal);
+    const one = { index: question.index, query: text, mode: question.mode, k: 1 };
+    const counts = besides.map(([filter, facets]) =>
+      server.search({ ...one, filter: filter || null, facets }, signal),
+    );
+    return [first, ...(await Promise.all(counts))];
+  };
+  const [answer, ...others] = await answers().catch((problem) => {
     if (problem.name !== "AbortError") find("hits").setAttribute("aria-busy", "false");
     find("hits").classList.add("stale");
     throw problem;
   });
   trouble.clear();
   filters.explain(null);
-  filters.show(answer.facets);
+  filters.show([[question.filter ?? "", answer.facets], ...others.map(({ facets }, i) => [besides[i][0], facets])]);
   const seconds = (performance.now() - started) / 1000;
   return show({ query: answer.results[0], related: other ? answer.results[1] : null, seconds }, { moves });
 }
@@ -296,10 +315,15 @@ async function open(hit) {
   const result = [results?.query, results?.related].find((one) => one?.hits.some(({ id }) => id === hit.id));
   const found = result?.hits.find(({ id }) => id === hit.id);
   if (result) keep(result.query);
-  await attempt(async () => {
+  wanted = hit.id;
+  const isOpen = await attempt(async () => {
     const document_ = await server.openDocument(index.name, hit.id);
-    read(document_, { found: found?.text, words: found ? wordsOf(found, result.query) : [] });
+    if (wanted !== hit.id) return; // somebody has gone elsewhere meanwhile
+    address.open(hit.id);
+    const words = found ? wordsOf(found, result.query) : [];
+    read(document_, { found: found?.text, words, closed: () => address.close() });
   });
+  if (!isOpen && wanted === hit.id) address.close();
 }
 
 function remember() {

@@ -6,8 +6,11 @@ import { marked } from "./highlight.js";
 const MOST_OVERLAP = 4000; // characters
 const LEAST_OVERLAP = 3;
 
-// Show a document; `found`: the passage that a search found, `words`: of the query.
-export function read(document_, { found = null, words = [] } = {}) {
+let whenClosed = null;
+
+// Show a document; `found`: the passage that a search found, `words`: of the query; closed(): its reader has closed it.
+export function read(document_, { found = null, words = [], closed }) {
+  whenClosed = closed;
   find("reader-title").textContent = oneLine(document_.title) || short(document_.id, 80);
   const passages = document_.passages.map((passage, i) => {
     const before = document_.passages[i - 1] ?? "";
@@ -29,6 +32,17 @@ export function read(document_, { found = null, words = [] } = {}) {
   body.scrollTop = 0;
   body.querySelector(".found")?.scrollIntoView({ block: "center" });
 }
+
+// Close it, of which nobody is told.
+export function leave() {
+  whenClosed = null;
+  find("reader").close();
+}
+
+find("reader").addEventListener("close", () => {
+  whenClosed?.();
+  whenClosed = null;
+});
 
 // How many characters of a passage repeat the end of the one before.
 function overlap(before, passage) {

@@ -112,7 +112,51 @@ def test_back_and_forward_go_from_search_to_search(open_page) -> None:
     expect(page.locator("#reader")).to_be_visible()
     page.go_back()
     expect(page.locator("#reader")).to_be_hidden()
+    expect(hits).to_have_count(4)
+
+
+def test_an_open_document_is_an_entry_of_the_history(open_page, site: SimpleNamespace) -> None:
+    page = open_page()
+    reader, hits = page.locator("#reader"), page.locator("#hits li")
+    ask(page, "sleeps")
+    page.get_by_role("button", name="animal heron, 4 documents").click()
+    expect(hits).to_have_count(4)
+    searches: list[str] = []
+    page.on("request", lambda request: searches.append(request.url) if request.url.endswith("/search") else None)
+    name = titles(page)[1]
+    hits.nth(1).locator(".title").click()
+    expect(page.locator("#reader-title")).to_have_text(name)
+    page.go_back()
+    expect(reader).to_be_hidden()
+    page.go_forward()
+    expect(reader).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(reader).to_be_hidden()
+    expect(page).to_have_url(re.compile(r"#q=sleeps&only=[^&]*$"))
+    assert not searches, "to close a document and to open it again searches nothing"
+    page.go_forward()
+    expect(reader).to_be_visible()
+    shared = page.url
+    page.reload()
+    expect(page.locator("#reader-title")).to_have_text(name)
+    expect(hits).to_have_count(4)
+    page.keyboard.press("Escape")
+    expect(reader).to_be_hidden()
+    page.go_back()
     expect(hits).to_have_count(10)
+    expect(reader).to_be_hidden()
+    other = open_page(place=shared.removeprefix(f"{site.url}/"))
+    expect(other.locator("#reader-title")).to_have_text(name)
+    other.get_by_role("button", name="Close").first.click()
+    expect(other).to_have_url(shared.split("&open=")[0])
+    expect(other.locator("#hits li")).to_have_count(4)
+
+
+def test_an_address_of_a_document_that_is_gone_is_said_to_be(open_page) -> None:
+    page = open_page(place="#q=otter&open=nope")
+    expect(page.locator("#trouble")).to_contain_text("has no document 'nope'")
+    expect(page.locator("#hits li")).to_have_count(10)
+    expect(page).to_have_url(re.compile("#q=otter$"))
 
 
 def test_an_address_of_an_index_that_is_not_here_is_said_to_be(open_page) -> None:
@@ -187,7 +231,7 @@ def test_facets_and_the_filter_narrow_a_search(open_page) -> None:
     expect(page.locator("#hits li")).to_have_count(8)
     page.fill("#filter", "number > 12 or number = 1")
     expect(page.locator("#hits li")).to_have_count(5)
-    expect(page.get_by_role("button", name="animal otter")).to_have_text("otter")  # how many there are is not known now
+    expect(page.get_by_role("button", name="animal otter")).to_have_text("otter1")  # with this filter
     page.get_by_role("button", name="animal lynx, 2 documents").click()
     expect(page.locator("#hits li")).to_have_count(3)
     chosen.click()
@@ -196,6 +240,28 @@ def test_facets_and_the_filter_narrow_a_search(open_page) -> None:
     page.fill("#filter", "")
     page.get_by_role("button", name="animal <b>wolf</b>").click()
     expect(page.locator("#hits li")).to_have_count(1)
+
+
+def test_facets_are_counted_alike_after_a_reload(open_page) -> None:
+    page = open_page()
+    chips = page.locator("#facets .chip")
+    ask(page, "sleeps")
+    for name, hits in (("animal heron, 4 documents", 4), ("animal lynx, 4 documents", 8), ("seen false", 8)):
+        page.get_by_role("button", name=name).click()
+        expect(page.locator("#hits li")).to_have_count(hits)
+    page.fill("#filter", "number > 12 or number = 1")
+    expect(page.locator("#hits li")).to_have_count(5)
+    expect(page.get_by_role("button", name="animal raven, 2 documents")).to_be_visible()
+    before = chips.all_inner_texts()
+    assert len(before) == 5
+    page.reload()
+    expect(chips).to_have_text(before)
+    page.fill("#filter", "")
+    expect(page.locator("#hits li")).to_have_count(8)
+    page.get_by_role("button", name="animal heron").click()
+    page.get_by_role("button", name="animal lynx").click()
+    page.get_by_role("button", name="seen false").click()
+    expect(page.get_by_role("button", name="animal heron, 4 documents")).to_be_visible()
 
 
 def test_a_wrong_filter_is_explained_at_its_character(open_page) -> None:
