@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
-from epic_search.encoder.emphasis import NAMES, PAIRS, Emphasis
+from epic_search.encoder.emphasis import NEAR, PAIRS, SPAN, TEMPERATURE, Emphasis
 
 TEXTS = ["a text", "another one", "and a third, longer than the others"]
 NAMED = [
@@ -25,22 +26,27 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_it_is_the_matrix_of_the_formula(random: np.random.Generator) -> None:
-    texts_KE, names_KE, vectors_NE = (random.standard_normal((n, 12)) for n in (4, 4, 5))
+def test_it_is_the_formula(random: np.random.Generator) -> None:
+    texts_KE, names_KE, vectors_VE = (unit(random.standard_normal((n, 12))) for n in (4, 4, 5))
     names_KE[3] = names_KE[0]
     emphasis = Emphasis(texts_KE, names_KE)
-    texts_KE, names_KE = texts_KE - texts_KE.mean(axis=0), names_KE - names_KE.mean(axis=0)
-    cross_EE = texts_KE.T @ names_KE + names_KE.T @ texts_KE
-    matrix_EE = NAMES * np.linalg.pinv(names_KE) @ names_KE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
-    np.testing.assert_allclose(emphasis(vectors_NE), unit(vectors_NE + vectors_NE @ matrix_EE), atol=1e-10)
+    names_CE = names_KE[:3]
+    apart_CE = names_CE - names_CE.mean(axis=0)
+    near_VE = softmax(vectors_VE @ names_CE.T / TEMPERATURE, axis=1) @ apart_CE
+    near_VE /= np.linalg.norm(apart_CE, axis=1).mean()
+    cross_EE = np.cov(texts_KE, names_KE, rowvar=False)[:12, 12:]
+    cross_EE = cross_EE + cross_EE.T
+    matrix_EE = SPAN * np.linalg.pinv(apart_CE) @ apart_CE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
+    expected_VE = unit(vectors_VE + vectors_VE @ matrix_EE + NEAR * near_VE)
+    np.testing.assert_allclose(emphasis(vectors_VE), expected_VE, atol=1e-10)
 
 
-def test_texts_of_two_classes_move_apart_and_what_is_no_name_stays(random: np.random.Generator) -> None:
+def test_texts_of_two_classes_move_apart_and_what_is_of_none_stays(random: np.random.Generator) -> None:
     anger_E, joy_E, topic_E, other_E = np.linalg.qr(random.standard_normal((12, 4)))[0].T
     angry_E, happy_E = unit(topic_E + 0.3 * anger_E), unit(topic_E + 0.3 * joy_E)
     emphasis = Emphasis(np.stack([angry_E, happy_E]), np.stack([anger_E, joy_E]))
     first_E, second_E, third_E = emphasis(np.stack([angry_E, happy_E, other_E]))
-    assert first_E @ second_E < angry_E @ happy_E - 0.03
+    assert first_E @ second_E < angry_E @ happy_E - 0.1
     np.testing.assert_allclose(third_E, other_E, atol=1e-10)
 
 
