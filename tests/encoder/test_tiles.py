@@ -12,6 +12,7 @@ from epic_search.encoder.passes import EAGER, VARIABLE, Compiled, compiled
 from epic_search.encoder.tiles import WORTH, Weight
 
 ROUNDED = 2**-8  # a bfloat16 is within so much of what it stands for
+COMPUTED = 1e-4  # and what is rounded within so much of what it should be
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_products_equal_torch_in_float32(
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.float(), expected, rtol=ROUNDED, atol=1e-5)
+    torch.testing.assert_close(found.float(), expected, rtol=ROUNDED + COMPUTED, atol=1e-5)
 
 
 @torch.no_grad()
