@@ -3,13 +3,11 @@
 // Built with fused.cpp, where the compiler's target has AMX; elsewhere it is empty. A tile holds 16 rows of 64 bytes: of
 // states 16 rows of 32 numbers, of a weight 32 inputs of 16 outputs, of sums 16 x 16 floats. The innermost loop keeps
 // the sums of 32 rows (a tier) and 32 outputs (a panel) in four tiles and adds 32 inputs (a step) to them, from two tiles
-// of states and two of the weight. What is near is what decides:
+// of states and two of the weight. The tiles could multiply twice as fast as the second cache can feed both, so
 //
-//   - of a tier, 18 steps (36 KiB, a slice) stay in the first cache (48 KiB) while all panels pass by, which are loaded
-//     with the hint not to stay there; the second cache can feed one of the two operands, but not both;
+//   - a tier stays in the first cache (48 KiB: up to 768 inputs) while panels pass by, loaded with the hint not to stay;
 //   - panels go by in blocks of 1.3 MiB, which stay in the second cache (2 MiB) while all tiers pass by;
-//   - where a row has more than a slice, sums wait in memory for the next one;
-//   - rounding and storing the sums of a panel is interleaved with the products of the next one.
+//   - the sums of a panel are finished, rounded and stored between the steps of the next one.
 //
 // Weights come packed by tiles.py: (panels, steps, 2 x 16 outputs, 16, 16, 2), the last two being pairs of inputs.
 
@@ -17,19 +15,17 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <immintrin.h>
-#include <memory>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <vector>
 
 namespace {
 
 using bfloat16 = uint16_t;
 enum Then { NOTHING, GELU, GATE };  // GATE: the first half of a panel is gates, the second what they let through
 
-constexpr int64_t SLICE = 18, BLOCK = 1400000, SUMS = 32 * 32;
+constexpr int64_t BLOCK = 1400000;  // bytes
 constexpr int64_t GRAIN = 1 << 24;  // multiplications that are worth a thread
 
 struct Shapes {
@@ -38,16 +34,6 @@ struct Shapes {
     uint8_t rows[16];
 };
 alignas(64) const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-struct Free {
-    void operator()(void *memory) const { std::free(memory); }
-};
-
-template <typename T>
-std::unique_ptr<T[], Free> allocate(int64_t count) {
-    int64_t bytes = (count * int64_t(sizeof(T)) + 4095) / 4096 * 4096;
-    return std::unique_ptr<T[], Free>(static_cast<T *>(std::aligned_alloc(4096, bytes)));
-}
 
 inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
 
@@ -102,47 +88,38 @@ struct Layer {
     int64_t depth, width;  // numbers of a row of states, and of `out`
 };
 
-// Panels [left, right) of a tier, of which `rows` count. `sums`: for each of them, where there are slices, else for two.
-// `ahead`: `lines` cache lines that are wanted next.
+// Panels [left, right) of a tier that begins at the row `top` and has so many rows that count. `ahead`: cache lines that
+// are wanted next.
 template <Then then>
 void tier(
-    const Layer &layer, const bfloat16 *states, int64_t top, int rows, int64_t left, int64_t right, float *sums,
+    const Layer &layer, const bfloat16 *states, int64_t top, int rows, int64_t left, int64_t right,
     const bfloat16 *ahead, int64_t lines
 ) {
-    int64_t steps = layer.depth / 32, slices = (steps + SLICE - 1) / SLICE, outputs = then == GATE ? 16 : 32;
-    for (int64_t slice = 0; slice < slices; slice++) {
-        int64_t first = steps * slice / slices, end = steps * (slice + 1) / slices;
-        int a_step = int((32 + end - first - 1) / (end - first));  // rows to be finished
-        auto of_panel = [&](int64_t panel) { return sums + (slices > 1 ? panel - left : panel & 1) * SUMS; };
-        auto finish_rows = [&](int64_t panel, int from, int to) {
-            const bfloat16 *bias = layer.bias ? layer.bias + panel * 32 : nullptr;
-            for (int row = from; row < to; row++) {
-                finish<then>(layer.out + (top + row) * layer.width + panel * outputs, of_panel(panel) + row * 32, bias);
-            }
-        };
-        for (int64_t panel = left; panel < right; panel++) {
-            float *own = of_panel(panel);
-            if (slice == 0) {
-                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-            } else {
-                _tile_loadd(0, own, 128); _tile_loadd(1, own + 16, 128);
-                _tile_loadd(2, own + 512, 128); _tile_loadd(3, own + 528, 128);
-            }
-            const bfloat16 *weight = layer.weight + panel * 32 * layer.depth;
-            int done = slice == slices - 1 && panel > left ? 0 : rows;  // of the panel before
-            for (int64_t step = first; step < end; step++) {
-                multiply_step(states + step * 32, layer.depth, weight + step * 1024);
-                for (int i = 0; i < 2 && lines > 0; i++, lines--, ahead += 32) _mm_prefetch(ahead, _MM_HINT_T1);
-                int next = std::min(rows, done + a_step);
-                finish_rows(panel - 1, done, next);
-                done = next;
-            }
-            _tile_stored(0, own, 128); _tile_stored(1, own + 16, 128);
-            _tile_stored(2, own + 512, 128); _tile_stored(3, own + 528, 128);
-            see_memory();
+    alignas(64) float sums[2][32 * 32];  // of a panel, and of the one before
+    int64_t steps = layer.depth / 32, outputs = then == GATE ? 16 : 32;
+    int a_step = int((32 + steps - 1) / steps);  // rows to be finished
+    auto finish_rows = [&](int64_t panel, int from, int to) {
+        const bfloat16 *bias = layer.bias ? layer.bias + panel * 32 : nullptr;
+        bfloat16 *out = layer.out + top * layer.width + panel * outputs;
+        for (int row = from; row < to; row++) finish<then>(out + row * layer.width, sums[panel & 1] + row * 32, bias);
+    };
+    for (int64_t panel = left; panel < right; panel++) {
+        const bfloat16 *weight = layer.weight + panel * 32 * layer.depth;
+        int done = panel > left ? 0 : rows;  // of the panel before
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        for (int64_t step = 0; step < steps; step++) {
+            multiply_step(states + step * 32, layer.depth, weight + step * 1024);
+            for (int i = 0; i < 2 && lines > 0; i++, lines--, ahead += 32) _mm_prefetch(ahead, _MM_HINT_T1);
+            int next = std::min(rows, done + a_step);
+            finish_rows(panel - 1, done, next);
+            done = next;
         }
-        if (slice == slices - 1) finish_rows(right - 1, 0, rows);
+        float *own = sums[panel & 1];
+        _tile_stored(0, own, 128); _tile_stored(1, own + 16, 128);
+        _tile_stored(2, own + 512, 128); _tile_stored(3, own + 528, 128);
+        see_memory();
     }
+    finish_rows(right - 1, 0, rows);
 }
 
 template <Then then>
@@ -155,8 +132,7 @@ void multiply(const Layer &layer, const bfloat16 *states, int64_t rows, int64_t 
         int64_t top = tiers * (task / across) / down, bottom = tiers * (task / across + 1) / down;
         int64_t left = panels * (task % across) / across, right = panels * (task % across + 1) / across;
         int64_t blocks = (right - left + most - 1) / most;
-        auto sums = allocate<float>((std::min(most, right - left) + 2) * SUMS);
-        auto last = allocate<bfloat16>(32 * depth);
+        std::vector<bfloat16> last(rows % 32 ? 32 * depth : 0);  // a tier with less than 32 rows, and zeros
         _tile_loadconfig(&shapes);
         for (int64_t block = 0; block < blocks; block++) {
             int64_t from = left + (right - left) * block / blocks, to = left + (right - left) * (block + 1) / blocks;
@@ -164,13 +140,12 @@ void multiply(const Layer &layer, const bfloat16 *states, int64_t rows, int64_t 
                 const bfloat16 *own = states + i * 32 * depth;
                 int64_t count = std::min<int64_t>(32, rows - i * 32), next = std::min<int64_t>(32, rows - (i + 1) * 32);
                 if (count < 32) {
-                    std::memcpy(last.get(), own, count * depth * 2);
-                    std::memset(last.get() + count * depth, 0, (32 - count) * depth * 2);
+                    std::copy_n(own, count * depth, last.begin());
                     see_memory();
                 }
                 int64_t lines = i + 1 < bottom ? next * depth / 32 : 0;
-                const bfloat16 *whole = count < 32 ? last.get() : own;
-                tier<then>(layer, whole, i * 32, int(count), from, to, sums.get(), own + 32 * depth, lines);
+                const bfloat16 *whole = count < 32 ? last.data() : own;
+                tier<then>(layer, whole, i * 32, int(count), from, to, own + 32 * depth, lines);
             }
         }
         _tile_release();
