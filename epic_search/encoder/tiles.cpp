@@ -1,9 +1,9 @@
 // Products of states with a linear layer's weight, in bfloat16 on the tiles of AMX, and what comes right after them.
 //
-// Built with fused.cpp, where the compiler's target has AMX; elsewhere it is empty. A tile holds 16 rows of 64 bytes: of
+// Built with fused.cpp, by g++ where its target has AMX; elsewhere it is empty. A tile holds 16 rows of 64 bytes: of
 // states 16 rows of 32 numbers, of a weight 32 inputs of 16 outputs, of sums 16 x 16 floats. The innermost loop keeps
 // the sums of 32 rows (a tier) and 32 outputs (a panel) in four tiles and adds 32 inputs (a step) to them, from two tiles
-// of states and two of the weight. The tiles could multiply twice as fast as the second cache can feed both, so
+// of states and two of the weight. The second cache cannot feed both as fast as tiles multiply, so
 //
 //   - a tier stays in the first cache (48 KiB: up to 768 inputs) while panels pass by, loaded with the hint not to stay;
 //   - panels go by in blocks of 1.3 MiB, which stay in the second cache (2 MiB) while all tiers pass by;
@@ -11,7 +11,7 @@
 //
 // Weights come packed by tiles.py: (panels, steps, 2 x 16 outputs, 16, 16, 2), the last two being pairs of inputs.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
 
 #include <algorithm>
 #include <cstdint>
