@@ -1,8 +1,8 @@
 """The weights of linear layers that stay as they are, for torch's products and for ours on AMX tiles (`tiles.cpp`).
 
 Ours read a weight in another order than torch's. It is put into it once so many rows have been multiplied with it that
-this has paid, so not for a few queries, and stays beside torch's own, which the reference, small batches of other
-models and whoever saves or trains the model still read: as much memory again as the weights of the layers take.
+this has paid, so not for a few queries, and stays beside torch's own, which the plain path and whoever saves the model
+still read: as much memory again as the weights of the layers take.
 
 Shapes: T tokens, K inputs, N outputs.
 """
