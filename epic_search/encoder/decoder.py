@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from epic_search.encoder.attention import KeyValue, Packing, attend
 from epic_search.encoder.passes import EAGER, Passes, Rotation, choose_passes
+from epic_search.encoder.tiles import Weight
 
 Hidden = tuple[Tensor, Tensor | None]
 """States, and what is still to be added to them: the norm that comes next does it in its own pass."""
@@ -104,12 +105,16 @@ class _Layer:
         self._head_norms = [RMSNorm(getattr(attention, n)) for n in ("q_norm", "k_norm") if hasattr(attention, n)]
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         self._sizes = [projection.out_features for projection in projections]
-        self._query_key_value, self._gate_up = _Joined(*projections), _Joined(mlp.gate_proj, mlp.up_proj)
-        self._out: nn.Linear = attention.o_proj
-        self._down: nn.Linear = mlp.down_proj
         self._activation: Callable[[Tensor], Tensor] = mlp.act_fn
         sample = torch.linspace(-8, 8, 65)
         self._is_silu = torch.equal(self._activation(sample), F.silu(sample))
+        weight, bias = _joined(*projections)
+        queries = self._sizes[0]
+        self._query_key_value = Weight(weight, bias)
+        self._query = Weight(weight[:queries], None if bias is None else bias[:queries])
+        self._key_value = Weight(weight[queries:], None if bias is None else bias[queries:])
+        self._out, self._down = (Weight(layer.weight, layer.bias) for layer in (attention.o_proj, mlp.down_proj))
+        self._gate_up = Weight(*_joined(mlp.gate_proj, mlp.up_proj), gated=self._is_silu)
 
     def __call__(
         self,
@@ -134,12 +139,11 @@ class _Layer:
         """Queries (of the rows, or of all), keys and values, the first two rotated."""
         normed_TD = self._norm(hidden, passes)
         if rows_Q is None:
-            joined = self._query_key_value(normed_TD)
+            joined = passes.linear(normed_TD, self._query_key_value)
             query, key, value = joined.split(self._sizes, dim=-1)
         else:
-            query = self._query_key_value(normed_TD[rows_Q], slice(0, self._sizes[0]))
-            joined = self._query_key_value(normed_TD, slice(self._sizes[0], None))
-            key, value = joined.split(self._sizes[1:], dim=-1)
+            query = passes.linear(normed_TD[rows_Q], self._query)
+            key, value = passes.linear(normed_TD, self._key_value).split(self._sizes[1:], dim=-1)
         query_QHW, key_TGW, value_TGW = (x.unflatten(-1, (-1, self._width)) for x in (query, key, value))
         if self._head_norms:
             query_QHW, key_TGW = (
@@ -150,27 +154,21 @@ class _Layer:
 
     def finish(self, states_QD: Tensor, attended_QHW: Tensor, passes: Passes) -> Hidden:
         """The states after a layer, from those before it and what its attention found."""
-        hidden_QD = self._out(attended_QHW.flatten(1))
-        gate_up = self._gate_up(self._mlp_norm((hidden_QD, states_QD), passes))
+        hidden_QD = passes.linear(attended_QHW.flatten(1), self._out)
+        normed_QD = self._mlp_norm((hidden_QD, states_QD), passes)
         if self._is_silu:
-            inner = passes.gate(gate_up)
+            inner = passes.gated(normed_QD, self._gate_up)
         else:
-            gate, up = gate_up.chunk(2, dim=-1)
+            gate, up = passes.linear(normed_QD, self._gate_up).chunk(2, dim=-1)
             inner = self._activation(gate).mul_(up)
-        return hidden_QD, self._down(inner)
+        return hidden_QD, passes.linear(inner, self._down)
 
 
-class _Joined:
-    """Linear layers that read the same states, as one product."""
-
-    def __init__(self, *layers: nn.Linear) -> None:
-        self._weight = join_weights(*layers)
-        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        assert len(biases) in (0, len(layers)), "some of these layers have a bias, and some do not"
-        self._bias = torch.cat(biases) if biases else None
-
-    def __call__(self, states: Tensor, outputs: slice = slice(None)) -> Tensor:
-        return F.linear(states, self._weight[outputs], None if self._bias is None else self._bias[outputs])
+def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of linear layers that read the same states, as one product."""
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    assert len(biases) in (0, len(layers)), "some of these layers have a bias, and some do not"
+    return join_weights(*layers), torch.cat(biases) if biases else None
 
 
 def join_weights(*layers: nn.Linear) -> Tensor:

@@ -1,9 +1,9 @@
 """The Contextual encoder in use: packed texts through BERT's layers in compiled passes, wherever these can be had.
 
 `Bert` is the reference, what is trained, and what does the work everywhere else. Here the products of queries, keys and
-values are one, and of these and the outputs' biases only a query's takes a pass of its own: the outputs' are added
-within the norm that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's
-reaches the output undivided, as attention weights sum to one, so it is part of the bias there.
+values are one, and no bias takes a pass of its own: a query's is part of the product; the outputs' are added within the
+norm that follows; a key's moves all scores of a query alike, which softmax does not see; and a value's reaches the
+output undivided, as attention weights sum to one, so it is part of the bias there.
 
 Shapes: T tokens, C width, H heads, W head width, V words, P positions.
 """
@@ -19,6 +19,7 @@ from epic_search.encoder.batching import Batch
 from epic_search.encoder.bert import Bert
 from epic_search.encoder.decoder import join_weights
 from epic_search.encoder.passes import Compiled, compiled_for
+from epic_search.encoder.tiles import Weight
 
 
 class FrozenBert:
@@ -48,23 +49,26 @@ class FrozenBert:
 class _Layer:
     @torch.no_grad()
     def __init__(self, layer: Any, *, heads: int) -> None:
-        own, out = layer.attention.self, layer.attention.output
+        own, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
         self._heads = heads
-        self._query_key_value = join_weights(own.query, own.key, own.value)
-        self._query_bias: Tensor = own.query.bias
-        self._out, self._up, self._down = out.dense, layer.intermediate.dense, layer.output.dense
+        bias = F.pad(own.query.bias, (0, 2 * len(own.query.bias)))
+        self._query_key_value = Weight(join_weights(own.query, own.key, own.value), bias)
+        self._out, self._down = Weight(out.dense.weight), Weight(down.dense.weight)
+        self._up = Weight(up.dense.weight, up.dense.bias)
         self._activation = layer.activation
-        bias = torch.addmv(out.dense.bias.float(), out.dense.weight.float(), own.value.bias.float())
-        self._out_bias = bias.to(out.dense.bias.dtype)
-        self._out_norm, self._down_norm = out.LayerNorm, layer.output.LayerNorm
+        out_bias = torch.addmv(out.dense.bias.float(), out.dense.weight.float(), own.value.bias.float())
+        self._out_bias, self._down_bias = out_bias.to(out.dense.bias.dtype), down.dense.bias
+        self._out_norm, self._down_norm = out.LayerNorm, down.LayerNorm
 
     def __call__(self, states_TC: Tensor, packing: Packing, passes: Compiled) -> Tensor:
-        query_TC, key_TC, value_TC = F.linear(states_TC, self._query_key_value).chunk(3, dim=-1)
-        parts = (query_TC.add_(self._query_bias), key_TC, value_TC)
+        parts = passes.linear(states_TC, self._query_key_value).chunk(3, dim=-1)
         query_THW, key_THW, value_THW = (part.unflatten(-1, (self._heads, -1)) for part in parts)
         found_TC = attend(query_THW, key_THW, value_THW, packing, causal=False).flatten(1)
-        states_TC = passes.layer_norm(
-            F.linear(found_TC, self._out.weight), self._out_norm, added_TD=states_TC, bias_D=self._out_bias
-        )
-        inner_TC = F.linear(self._activation(self._up(states_TC)), self._down.weight)
-        return passes.layer_norm(inner_TC, self._down_norm, added_TD=states_TC, bias_D=self._down.bias)
+        found_TC = passes.linear(found_TC, self._out)
+        states_TC = passes.layer_norm(found_TC, self._out_norm, added_TD=states_TC, bias_D=self._out_bias)
+        if self._activation is F.gelu:
+            inner = passes.gelu(states_TC, self._up)
+        else:
+            inner = self._activation(passes.linear(states_TC, self._up))
+        inner_TC = passes.linear(inner, self._down)
+        return passes.layer_norm(inner_TC, self._down_norm, added_TD=states_TC, bias_D=self._down_bias)

@@ -1,10 +1,12 @@
-"""The element-wise passes between a model's matrix products: in torch alone, or compiled on this machine.
+"""A model's matrix products and the element-wise passes between them: in torch alone, or compiled on this machine.
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
-of ours (`fused.cpp`) that the user's C++ compiler builds in a second, once: the library is kept in the cache. It is
-built when a batch is large enough to be worth that second, so never for a single query; a library that is there serves
-all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops write,
-`Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says why.
+of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way. It is
+built when a batch is large enough to be worth those seconds, so never for a single query; a library that is there
+serves all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops
+write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says
+why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
@@ -29,13 +31,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epic_search.encoder.backbone import Choice
+from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
-SOURCE = Path(__file__).with_name("fused.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp")]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
 GRAIN = 32768  # numbers that are worth a thread, as torch has it
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+NOTHING, GELU, GATE = range(3)  # what follows a product
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 Rotation = tuple[Tensor, Tensor]
@@ -43,7 +47,13 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Passes(Protocol):
-    """The three steps between a decoder layer's products and its attention."""
+    """What a decoder layer is made of, but for its attention."""
+
+    def linear(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        """The layer's outputs, (T, N)."""
+
+    def gated(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        """silu(gate) * up, (T, N / 2), from the outputs of a gated weight."""
 
     def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
         """The RMS norm (arXiv 1910.07467) of the states, to which `added_TD` is first added, in place."""
@@ -51,12 +61,15 @@ class Passes(Protocol):
     def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
         """Rotary position embeddings (arXiv 2104.09864): the halves of each head are the two coordinates turned."""
 
-    def gate(self, gate_up_TI: Tensor) -> Tensor:
-        """silu(gate) * up, from (T, 2 * I)."""
-
 
 class Eager:
     """In few passes of torch over the states, none of them in another precision."""
+
+    def linear(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        return F.linear(states_TK, weight.plain_NK, weight.bias_N)
+
+    def gated(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        return self.gate(self.linear(states_TK, weight))
 
     def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
         """Sums are float32. Rounding the scale of a state moves its length by less than rounding its numbers does."""
@@ -76,6 +89,7 @@ class Eager:
         return out_THW
 
     def gate(self, gate_up_TI: Tensor) -> Tensor:
+        """silu(gate) * up, (T, I), from (T, 2 * I)."""
         gate_TI, up_TI = gate_up_TI.chunk(2, dim=-1)
         return F.silu(gate_TI).mul_(up_TI)
 
@@ -97,6 +111,43 @@ class Compiled:
                 function = library[f"{name}_{suffix}"]
                 function.argtypes, function.restype = arguments, None
                 self._functions[name, dtype] = function
+        self._multiply = None
+        if hasattr(library, "tiles_allowed") and library.tiles_allowed():  # it is not there where AMX is not
+            self._multiply = library.multiply_tiles
+            self._multiply.argtypes, self._multiply.restype = [pointer] * 4 + [size] * 3 + [number] * 2, None
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether products in bfloat16 are ours."""
+        return self._multiply is not None
+
+    def linear(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        out_TN = self._product(states_TK, weight, NOTHING)
+        return F.linear(states_TK, weight.plain_NK, weight.bias_N) if out_TN is None else out_TN
+
+    def gelu(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        """GELU (arXiv 1606.08415) of the layer's outputs, as exact as torch's."""
+        out_TN = self._product(states_TK, weight, GELU)
+        return F.gelu(F.linear(states_TK, weight.plain_NK, weight.bias_N)) if out_TN is None else out_TN
+
+    def gated(self, states_TK: Tensor, weight: Weight) -> Tensor:
+        out_TI = self._product(states_TK, weight, GATE)
+        if out_TI is None:
+            return self.gate(F.linear(states_TK, weight.plain_NK, weight.bias_N))
+        return out_TI
+
+    def _product(self, states_TK: Tensor, weight: Weight, then: int) -> Tensor | None:
+        """None where torch's is to be taken."""
+        if self._multiply is None or not weight.fits(states_TK):
+            return None
+        T, K = states_TK.shape
+        N = len(weight.plain_NK)
+        assert weight.plain_NK.shape[1] == K and weight.is_gated == (then == GATE), (K, weight.plain_NK.shape, then)
+        out = states_TK.new_empty(T, N // 2 if weight.is_gated else N)
+        inputs = (states_TK.contiguous(), weight.packed, weight.packed_bias_N)
+        pointers = [None if x is None else x.data_ptr() for x in (out, *inputs)]
+        self._multiply(*pointers, T, K, N // WIDTH, then, torch.get_num_threads())
+        return out
 
     def norm(self, states_TD: Tensor, weight_D: Tensor, eps: float, *, added_TD: Tensor | None = None) -> Tensor:
         assert states_TD.dtype == weight_D.dtype, (states_TD.dtype, weight_D.dtype)
@@ -174,7 +225,8 @@ def passes_choice(device: torch.device) -> tuple[Choice, bool]:
         return Choice("torch's own", f"{VARIABLE}=off"), False
     found = compiled(build=True)
     if isinstance(found, Compiled):
-        return Choice("compiled", f"one trip through memory each; {library_path()}"), False
+        products = ", bfloat16 products on AMX tiles" if found.has_tiles else ""
+        return Choice("compiled", f"one trip through memory each{products}; {library_path()}"), False
     return Choice("torch's own", f"{found}"), True
 
 
@@ -189,16 +241,21 @@ def compiled(*, build: bool) -> Compiled | str | None:
 
 
 def library_path() -> Path:
-    """Where the library of this source, torch and processor is kept."""
-    return cache_home() / "compiled" / f"{_key()}.so"
+    """Where the library is kept: named by where it runs, torch and processor, and by what it is built from."""
+    return cache_home() / "compiled" / f"{_key(torch.__version__, platform.machine(), _processor())}-{_version()}.so"
 
 
 @cache
-def _key() -> str:
-    about = [SOURCE.read_text(encoding="utf-8"), torch.__version__, str(FLAGS), platform.machine(), _processor()]
-    return hashlib.sha256("\0".join(about).encode()).hexdigest()[:20]
+def _version() -> str:
+    return _key(str(FLAGS), *(source.read_text(encoding="utf-8") for source in SOURCES))
 
 
+@cache
+def _key(*about: str) -> str:
+    return hashlib.sha256("\0".join(about).encode()).hexdigest()[:12]
+
+
+@cache
 def _processor() -> str:
     """What the processor can do: a library that is built for one may not run on another."""
     try:
@@ -218,7 +275,10 @@ def _load(path: Path) -> Compiled | str:
 
 
 def _build(path: Path) -> str | None:
-    """Build the library; the file appears whole or not at all. Returns what is wrong, if anything is."""
+    """Build the library; the file appears whole or not at all. Returns what is wrong, if anything is.
+
+    Those that other versions of ours have built for the same torch and processor are removed.
+    """
     compiler = shlex.split(os.environ.get("CXX", "")) or [n for n in ("g++", "c++") if shutil.which(n)][:1]
     if not compiler:
         return "there is no C++ compiler"
@@ -227,9 +287,11 @@ def _build(path: Path) -> str | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             out = Path(scratch) / path.name
-            command = [*compiler, *FLAGS, *native, str(SOURCE), "-o", str(out), "-Wl,--as-needed", *_openmp()]
+            command = [*compiler, *FLAGS, *native, *map(str, SOURCES), "-o", str(out), "-Wl,--as-needed", *_openmp()]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             out.replace(path)
+        for older in set(path.parent.glob(f"{path.stem.partition('-')[0]}-{'?' * len(_version())}.so")) - {path}:
+            older.unlink(missing_ok=True)
     except subprocess.CalledProcessError as error:
         return f"{compiler[0]} failed: {(error.stderr.strip().splitlines() or ['it does not say why'])[-1]}"
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -162,6 +162,24 @@ def test_built_for_large_batches_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert passes_choice(CPU)[0].reason == f"{VARIABLE}=off"
 
 
+def test_a_library_of_another_version_is_not_used_and_removed_once_there_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: Compiled
+) -> None:
+    monkeypatch.setenv("EPIC_SEARCH_CACHE", str(tmp_path))
+    path = passes.library_path()
+    environment, version = path.stem.split("-")
+    older = path.with_name(f"{environment}-{'0' * len(version)}.so")
+    others = [
+        path.with_name(name) for name in (f"{'0' * len(environment)}-{version}.so", f"{environment}.so", "a-b.so")
+    ]
+    path.parent.mkdir()
+    for file in (older, *others):
+        file.write_bytes(b"not a library")
+    assert compiled(build=False) is None and older.is_file()
+    assert isinstance(compiled(build=True), Compiled)
+    assert sorted(path.parent.iterdir()) == sorted([path, *others]), "other machines' stay, and what is not ours"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("compiler", [None, "false", "no-such-compiler"])
 def test_without_a_compiler_torch_does_the_work(

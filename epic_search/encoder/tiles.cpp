@@ -1,0 +1,176 @@
+// Products of states with a linear layer's weight, in bfloat16 on the tiles of AMX, and what comes right after them.
+//
+// Built with fused.cpp, by g++ where its target has AMX; elsewhere it is empty. A tile holds 16 rows of 64 bytes: of
+// states 16 rows of 32 numbers, of a weight 32 inputs of 16 outputs, of sums 16 x 16 floats. The innermost loop keeps
+// the sums of 32 rows (a tier) and 32 outputs (a panel) in four tiles and adds 32 inputs (a step) to them, from two tiles
+// of states and two of the weight. The second cache cannot feed both as fast as tiles multiply, so
+//
+//   - a tier stays in the first cache (48 KiB: up to 768 inputs) while panels pass by, loaded with the hint not to stay;
+//   - panels go by in blocks of 1.3 MiB, which stay in the second cache (2 MiB) while all tiers pass by;
+//   - the sums of a panel are finished, rounded and stored between the steps of the next one.
+//
+// Weights come packed by tiles.py: (panels, steps, 2 x 16 outputs, 16, 16, 2), the last two being pairs of inputs.
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
+
+#include <algorithm>
+#include <cstdint>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+using bfloat16 = uint16_t;
+enum Then { NOTHING, GELU, GATE };  // GATE: the first half of a panel is gates, the second what they let through
+
+constexpr int64_t BLOCK = 1400000;  // bytes
+constexpr int64_t GRAIN = 1 << 24;  // multiplications that are worth a thread
+
+struct Shapes {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+alignas(64) const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
+
+// What bfloat16 rounds, by up to 4e-3 of it, is computed to 1e-4 of it: e^x as 2^n times the Taylor polynomial of the
+// rest, quotients by the processor's estimate of a reciprocal.
+inline __m512 exponential(__m512 x) {
+    __m512 power = x * 1.44269504f, n = _mm512_roundscale_ps(power, 0), f = (power - n) * 0.693147181f;
+    return _mm512_scalef_ps(1 + f * (1 + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24)))), n);
+}
+
+// x times the normal distribution function of x, by formula 7.1.26 of Abramowitz and Stegun.
+inline __m512 gelu(__m512 x) {
+    __m512 size = _mm512_abs_ps(x), t = _mm512_rcp14_ps(1 + 0.2316418882f * size);
+    __m512 tail = t * (0.127414796f + t * (-0.142248368f + t * (0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f))));
+    return _mm512_max_ps(x, _mm512_setzero_ps()) - size * tail * exponential(-0.5f * x * x);
+}
+
+inline __m512 widen(const bfloat16 *from) {
+    __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+// A row of a panel's sums, as it is wanted. `bias` may be null.
+template <Then then>
+inline void finish(bfloat16 *out, const float *sums, const bfloat16 *bias) {
+    __m512 first = _mm512_load_ps(sums), second = _mm512_load_ps(sums + 16);
+    if (bias) first += widen(bias), second += widen(bias + 16);
+    if (then == GATE) {
+        __m512 gated = first * _mm512_rcp14_ps(1 + exponential(-first)) * second;
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), (__m256i)_mm512_cvtneps_pbh(gated));
+    } else {
+        if (then == GELU) first = gelu(first), second = gelu(second);
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+}
+
+// One step: two tiles of states (4, 5) by two of the weight (6, 7) onto the four of sums.
+inline void multiply_step(const bfloat16 *states, int64_t depth, const bfloat16 *weight) {
+    _tile_loadd(4, states, depth * 2);
+    _tile_stream_loadd(6, weight, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_stream_loadd(7, weight + 512, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, states + 16 * depth, depth * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+struct Layer {
+    bfloat16 *out;  // its first row is that of the first tier
+    const bfloat16 *weight, *bias;
+    int64_t depth, width;  // numbers of a row of states, and of `out`
+};
+
+// Panels [left, right) of a tier that begins at the row `top` and has so many rows that count. `ahead`: cache lines that
+// are wanted next.
+template <Then then>
+void tier(
+    const Layer &layer, const bfloat16 *states, int64_t top, int rows, int64_t left, int64_t right,
+    const bfloat16 *ahead, int64_t lines
+) {
+    alignas(64) float sums[2][32 * 32];  // of a panel, and of the one before
+    int64_t steps = layer.depth / 32, outputs = then == GATE ? 16 : 32;
+    int a_step = int((32 + steps - 1) / steps);  // rows to be finished
+    auto finish_rows = [&](int64_t panel, int from, int to) {
+        const bfloat16 *bias = layer.bias ? layer.bias + panel * 32 : nullptr;
+        bfloat16 *out = layer.out + top * layer.width + panel * outputs;
+        for (int row = from; row < to; row++) finish<then>(out + row * layer.width, sums[panel & 1] + row * 32, bias);
+    };
+    for (int64_t panel = left; panel < right; panel++) {
+        const bfloat16 *weight = layer.weight + panel * 32 * layer.depth;
+        int done = panel > left ? 0 : rows;  // of the panel before
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+        for (int64_t step = 0; step < steps; step++) {
+            multiply_step(states + step * 32, layer.depth, weight + step * 1024);
+            for (int i = 0; i < 2 && lines > 0; i++, lines--, ahead += 32) _mm_prefetch(ahead, _MM_HINT_T1);
+            int next = std::min(rows, done + a_step);
+            finish_rows(panel - 1, done, next);
+            done = next;
+        }
+        float *own = sums[panel & 1];
+        _tile_stored(0, own, 128); _tile_stored(1, own + 16, 128);
+        _tile_stored(2, own + 512, 128); _tile_stored(3, own + 528, 128);
+        see_memory();
+    }
+    finish_rows(right - 1, 0, rows);
+}
+
+template <Then then>
+void multiply(const Layer &layer, const bfloat16 *states, int64_t rows, int64_t panels, int threads) {
+    int64_t tiers = (rows + 31) / 32, depth = layer.depth, most = std::max<int64_t>(1, BLOCK / (64 * depth));
+    threads = int(std::clamp<int64_t>(rows * depth * panels * 32 / GRAIN, 1, threads));
+    int64_t down = std::clamp<int64_t>(tiers, 1, threads), across = threads / down;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t task = 0; task < down * across; task++) {
+        int64_t top = tiers * (task / across) / down, bottom = tiers * (task / across + 1) / down;
+        int64_t left = panels * (task % across) / across, right = panels * (task % across + 1) / across;
+        int64_t blocks = (right - left + most - 1) / most;
+        std::vector<bfloat16> last(rows % 32 ? 32 * depth : 0);  // a tier with less than 32 rows, and zeros
+        _tile_loadconfig(&shapes);
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t from = left + (right - left) * block / blocks, to = left + (right - left) * (block + 1) / blocks;
+            for (int64_t i = top; i < bottom; i++) {
+                const bfloat16 *own = states + i * 32 * depth;
+                int64_t count = std::min<int64_t>(32, rows - i * 32), next = std::min<int64_t>(32, rows - (i + 1) * 32);
+                if (count < 32) {
+                    std::copy_n(own, count * depth, last.begin());
+                    see_memory();
+                }
+                int64_t lines = i + 1 < bottom ? next * depth / 32 : 0;
+                const bfloat16 *whole = count < 32 ? last.data() : own;
+                tier<then>(layer, whole, i * 32, int(count), from, to, own + 32 * depth, lines);
+            }
+        }
+        _tile_release();
+    }
+}
+
+}  // namespace
+
+extern "C" {
+// Whether the system lets this process use tiles: it has to be asked.
+int tiles_allowed() {
+    constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+
+// out = states @ weight + bias, and then what `then` says.
+void multiply_tiles(
+    bfloat16 *out, const bfloat16 *states, const bfloat16 *weight, const bfloat16 *bias, int64_t rows, int64_t depth,
+    int64_t panels, int then, int threads
+) {
+    Layer layer = {out, weight, bias, depth, panels * (then == GATE ? 16 : 32)};
+    if (then == GATE) multiply<GATE>(layer, states, rows, panels, threads);
+    else if (then == GELU) multiply<GELU>(layer, states, rows, panels, threads);
+    else multiply<NOTHING>(layer, states, rows, panels, threads);
+}
+}
+
+#endif
