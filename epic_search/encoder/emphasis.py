@@ -2,20 +2,17 @@
 
 Eight labelled texts are far too few to learn from, but the names of their classes say which directions matter: in
 vectors of tweets, what tells "anger" from "joy" is a small part, and whoever asks for emotions needs it larger. So a
-prompt's demonstrations change every query's vector v, as keys and values of linear attention (fast weights; arXiv
-2102.11174) and of attention do, to this, at unit length:
-
-    v + M v + NEAR * softmax(N v / TEMPERATURE) D
+prompt's demonstrations add a matrix M of their vectors to the identity, as fast weights do (linear attention; arXiv
+2102.11174), and a query's vector v becomes v + M v at unit length:
 
     M = SPAN * (projection on the span of the names' differences)
       + PAIRS * (cross-covariance of texts and their classes' names, symmetric, scaled to norm 1)
 
-with N the vectors of the names, and D their differences from their mean, scaled to a mean length of 1. Only the
-cross-covariance knows which text is of which class; it shrinks what wrong pairs say. The constants were chosen on 27
-tasks of the training labels, none of them an evaluation set (train/results/demonstrations.md). This is ours, in neither
-paper, and nothing in it is trained.
+The first part knows only which classes there are; the second one also which text is of which class, and shrinks what
+wrong pairs say. Both strengths were chosen on 27 tasks of the training labels, none of them an evaluation set
+(train/results/demonstrations.md). This is ours, in neither paper, and nothing in it is trained.
 
-Shapes: V vectors, K demonstrations, C classes, E width of an embedding, R rows of the factors of M.
+Shapes: V vectors, K demonstrations, E width of an embedding, R rows of the factors of M.
 """
 
 import numpy as np
@@ -24,25 +21,20 @@ from epic_search.encoder.prompt import Prompt
 
 SPAN = 0.5
 PAIRS = 0.5
-NEAR = 0.3
-TEMPERATURE = 0.15
 NOTHING = 1e-4  # a singular value below is noise
 
 
 class Emphasis:
     """What the classes that a prompt's demonstrations name change in vectors. M is kept as two (R, E) factors."""
 
-    def __init__(self, texts_KE: np.ndarray, names_KE: np.ndarray) -> None:
+    def __init__(self, texts_KE: np.ndarray, names_KE: np.ndarray, *, span: float = SPAN, pairs: float = PAIRS) -> None:
         assert texts_KE.shape == names_KE.shape, (texts_KE.shape, names_KE.shape)
-        self._names_CE = np.unique(names_KE, axis=0)
-        apart_CE = self._names_CE - self._names_CE.mean(axis=0)
-        self._apart_CE = NEAR * apart_CE / np.linalg.norm(apart_CE, axis=1).mean()
-        _, strengths, directions_CE = np.linalg.svd(apart_CE, full_matrices=False)
-        span_RE = directions_CE[strengths > NOTHING]
         texts_KE, names_KE = texts_KE - texts_KE.mean(axis=0), names_KE - names_KE.mean(axis=0)
-        pairs = PAIRS / (2 * max(_norm(texts_KE, names_KE), NOTHING))
+        _, strengths, directions_KE = np.linalg.svd(names_KE, full_matrices=False)
+        span_RE = directions_KE[strengths > NOTHING]
+        cross = pairs / (2 * max(_norm(texts_KE, names_KE), NOTHING))
         self._left_RE = np.concatenate([span_RE, texts_KE, names_KE])
-        self._right_RE = np.concatenate([SPAN * span_RE, pairs * names_KE, pairs * texts_KE])
+        self._right_RE = np.concatenate([span * span_RE, cross * names_KE, cross * texts_KE])
 
     @classmethod
     def of(cls, prompt: Prompt) -> "Emphasis | None":
@@ -55,9 +47,7 @@ class Emphasis:
 
     def __call__(self, vectors_VE: np.ndarray) -> np.ndarray:
         """(V, E) unit-length vectors with what matters emphasised."""
-        likeness_VC = np.exp(vectors_VE @ self._names_CE.T / TEMPERATURE)
-        near_VE = likeness_VC / likeness_VC.sum(axis=1, keepdims=True) @ self._apart_CE
-        moved_VE = vectors_VE + (vectors_VE @ self._left_RE.T) @ self._right_RE + near_VE
+        moved_VE = vectors_VE + (vectors_VE @ self._left_RE.T) @ self._right_RE
         return moved_VE / np.linalg.norm(moved_VE, axis=1, keepdims=True)
 
 
