@@ -201,6 +201,7 @@ def _opened(
 def latest_index(home: "Home", *, choose: str = "--index NAME") -> str:
     """The only index in `home`, or the one updated last (said on stderr); UserError when there is none.
 
+    One without a document, which a failed run leaves, is only taken where all are so.
     `choose`: how to name another one.
     """
     from epic_search.index import list_indexes
@@ -208,7 +209,7 @@ def latest_index(home: "Home", *, choose: str = "--index NAME") -> str:
     found = [info for info in list_indexes(home) if info.problem is None]
     if not found:
         raise UserError(f"there is no index in {home}; make one with: epic-search index CORPUS.jsonl")
-    latest = max(found, key=lambda info: info.updated)
+    latest = max(found, key=lambda info: (info.documents > 0, info.updated))
     if len(found) > 1:
         console.note(f"taking {latest.name!r}, of {len(found)} indexes the one updated last; choose with {choose}")
     return latest.name

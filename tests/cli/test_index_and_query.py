@@ -150,6 +150,14 @@ def test_the_index_updated_last_answers(indexed: Run, corpus: Path, tiny_encoder
     assert json.loads(indexed("query", "x", "--json", "-i", "corpus").stdout)["index"] == "corpus"
 
 
+def test_an_index_of_a_failed_run_does_not_answer(indexed: Run, tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"_id": "1", "text": "a text", "year": "soon"}\n')
+    failed = indexed("index", wrong, "--field", "year:int", "--encoder", tiny_encoder_folder, code=2)
+    assert "year" in failed.stderr
+    assert json.loads(indexed("query", "x", "--json").stdout)["index"] == "corpus"
+
+
 def test_indexes_list_and_delete(indexed: Run) -> None:
     (info,) = json.loads(indexed("indexes", "list", "--json").stdout)
     assert {"name", "documents", "passages", "encoder", "task", "demonstrations", "size"} <= set(info)
