@@ -23,7 +23,7 @@ PAGES = [REPOSITORY / name for name in ("README.md", "train/README.md", "indexes
 # Not run here, and why; the program still has to know every word of them.
 NOT_RUN = {
     r"hf:|models push|^eval SciFact|^eval .*sentence-transformers/": "asks the Hugging Face hub",
-    r"^eval (quick|full)": "takes minutes",
+    r"^eval (quick|full|classes)": "takes minutes",
     r"^(serve|mcp)\b": "goes on until it is stopped (tests/serving)",
     r"promote|pull|--rebuild|--shards|--url|^indexes import": "needs a Qdrant server (tests/index)",
     r"^query$": "is a prompt (tests/cli/test_converse.py)",
