@@ -113,8 +113,10 @@ def read(path: Path, views: list[str], teacher: Teacher) -> list[Task]:
     vectors_VE = teacher.encode_passages([row["text"][:CHARACTERS] for row in rows])
     tasks = []
     for view in views:
-        values = [row["labels"].get(view) for row in rows]
-        labels = np.array([value if isinstance(value, str) else "" for value in values])
+        values = [row["labels"].get(view, "") for row in rows]
+        labels = np.array(
+            [value if isinstance(value, str) else value[0] if len(value) == 1 else "" for value in values]
+        )
         counts = Counter(label for label in labels.tolist() if label)
         kept = [label for label, count in counts.most_common(LABELS) if count >= LEAST]
         mine = np.flatnonzero(np.isin(labels, kept))[:TEXTS]
