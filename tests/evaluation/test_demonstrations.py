@@ -273,6 +273,17 @@ def test_wrong_task_shows_true_pairs_of_another(tiny_encoder: Encoder) -> None:
     assert len(found) == 3 and set(found) <= another
 
 
+def test_a_file_may_name_classes(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"query": f"a text {i}", "label": LABELS[i % 2]} for i in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = shown(tiny_encoder, file_pool(PairFile(file)), k=4).demonstrations
+    assert {one.passage for one in named} == set(LABELS[:2]) and all(one.names_class for one in named)
+    file.write_text('{"query": "a text"}\n')
+    with pytest.raises(UserError, match="line 1: a demonstration has the texts query and passage, or query and label"):
+        file_pool(PairFile(file))
+
+
 def test_wrong_tasks_name_classes_where_the_task_does(tiny_encoder: Encoder) -> None:
     named = Pool(tuple(replace(pair, names_class=True) for pair in pool(10).pairs), "a pool")
     for given, names in ((pool(10), False), (named, True), (None, False)):
