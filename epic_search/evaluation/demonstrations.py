@@ -163,12 +163,13 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     for number, row in read_jsonl(file.path):
         if file.task is not None and row.get("task") != file.task:
             continue
-        passage = row.get("passage", row.get("positive", row.get("label")))
+        names_class = not {"passage", "positive"} & row.keys()
+        passage = row.get("label") if names_class else row.get("passage", row.get("positive"))
         if not isinstance(row.get("query"), str) or not isinstance(passage, str):
             raise UserError(
                 f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and label"
             )
-        pairs.append(Pair(row["query"], passage, row.get("label"), names_class=passage is row.get("label")))
+        pairs.append(Pair(row["query"], passage, passage if names_class else None, names_class))
     return _pool(pairs, f"the file {file.path.name}", tested)
 
 

@@ -279,6 +279,8 @@ def test_a_file_may_name_classes(tiny_encoder: Encoder, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     named = shown(tiny_encoder, file_pool(PairFile(file)), k=4).demonstrations
     assert {one.passage for one in named} == set(LABELS[:2]) and all(one.names_class for one in named)
+    file.write_text('{"query": "a text", "passage": "a", "label": "a"}\n')
+    assert file_pool(PairFile(file)).pairs == (Pair("a text", "a"),), "a label beside a passage is not read"
     file.write_text('{"query": "a text"}\n')
     with pytest.raises(UserError, match="line 1: a demonstration has the texts query and passage, or query and label"):
         file_pool(PairFile(file))
