@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from mixture import unit
 
 from epic_search.training.teachers import Teacher, find_teacher
 
@@ -153,11 +154,6 @@ def span(rows_KE: np.ndarray) -> np.ndarray:
     """(R, E) orthonormal rows that span the given ones."""
     _, strengths, directions_RE = np.linalg.svd(rows_KE, full_matrices=False)
     return directions_RE[strengths > 1e-4]
-
-
-def unit(vectors_NE: np.ndarray) -> np.ndarray:
-    """The vectors at unit length."""
-    return vectors_NE / np.linalg.norm(vectors_NE, axis=1, keepdims=True)
 
 
 def read(path: Path, limit: int) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from closed_form import cluster, unit
+from closed_form import cluster
 
 from epic_search.encoder.emphasis import Emphasis
 from epic_search.training.teachers import Teacher, find_teacher
@@ -53,9 +53,8 @@ FAR = 7  # how many tasks further the wrong one is
 
 @dataclass(frozen=True)
 class Task:
-    """Vectors of texts, (V, E), their labels, and the vector of each label's name."""
+    """Unit-length vectors of texts, (V, E), their labels, and the vector of each label's name."""
 
-    name: str
     vectors_VE: np.ndarray
     labels_V: np.ndarray
     name_by_label: dict[str, np.ndarray]
@@ -121,9 +120,7 @@ def read(path: Path, views: list[str], teacher: Teacher) -> list[Task]:
         kept = [label for label, count in counts.most_common(LABELS) if count >= LEAST]
         mine = np.flatnonzero(np.isin(labels, kept))[:TEXTS]
         names_CE = teacher.encode_passages([label.replace("_", " ").replace("-", " ") for label in kept])
-        tasks.append(
-            Task(f"{path.name}/{view}", vectors_VE[mine], labels[mine], dict(zip(kept, names_CE, strict=True)))
-        )
+        tasks.append(Task(vectors_VE[mine], labels[mine], dict(zip(kept, names_CE, strict=True))))
     return tasks
 
 
@@ -136,7 +133,7 @@ def nearest_mean(vectors_VE: np.ndarray, labels_V: np.ndarray) -> float:
         few = [random.permutation(np.flatnonzero(labels_V == label))[:FEW] for label in labels]
         means_CE = np.stack([vectors_VE[some].mean(axis=0) for some in few])
         rest = np.setdiff1d(np.arange(len(labels_V)), np.concatenate(few))
-        likeness_VC = unit(vectors_VE[rest]) @ means_CE.T - (means_CE**2).sum(axis=1) / 2
+        likeness_VC = vectors_VE[rest] @ means_CE.T - (means_CE**2).sum(axis=1) / 2
         found.append((labels[likeness_VC.argmax(axis=1)] == labels_V[rest]).mean())
     return float(np.mean(found))
 

@@ -199,14 +199,12 @@ class Encoder:
         assert len(prompts) == len(texts), (len(prompts), len(texts))
         around = [self._around(prompt) for prompt in prompts]
         dim = self.model.dim if whole else self.dim
-        emphasised = [prompt for prompt in dict.fromkeys(prompts) if self._emphasis(prompt) is not None]
-        if not emphasised:
+        emphases = {prompt: found for prompt in dict.fromkeys(prompts) if (found := self._emphasis(prompt)) is not None}
+        if not emphases:
             return self._encode(texts, around, progress=progress, dim=dim)
         vectors_NE = self._encode(texts, around, progress=progress, dim=self.model.dim)
-        for one in emphasised:
-            emphasis = self._emphasis(one)
-            assert emphasis is not None
-            mine = [i for i, prompt in enumerate(prompts) if prompt is one]
+        for emphasised, emphasis in emphases.items():
+            mine = [i for i, prompt in enumerate(prompts) if prompt is emphasised]
             vectors_NE[mine] = emphasis(vectors_NE[mine])
         return truncate(torch.from_numpy(vectors_NE), dim).numpy()
 

@@ -28,16 +28,6 @@ CPU = torch.device("cpu")
 TEXTS = [f"{'so many words ' * (i % 17)} and text {i}" for i in range(200)]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EPIC_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = compiled(build=True)
-    if not isinstance(found, Compiled):
-        pytest.skip(str(found))
-    return found
-
-
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
 @pytest.mark.parametrize("tokens", [1, 37, 1000], ids=lambda tokens: f"{tokens} tokens")
 def test_each_pass_equals_torch_in_float64(library: Compiled, tokens: int, dtype: torch.dtype, near: float) -> None:

@@ -8,23 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epic_search.encoder import Encoder
-from epic_search.encoder.passes import EAGER, VARIABLE, Compiled, compiled
+from epic_search.encoder.passes import EAGER, VARIABLE, Compiled
 from epic_search.encoder.tiles import WORTH, Weight
 
 ROUNDED = 2**-8  # a bfloat16 is within so much of what it stands for
 COMPUTED = 1e-4  # and what is rounded within so much of what it should be
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EPIC_SEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = compiled(build=True)
-    if not isinstance(found, Compiled):
-        pytest.skip(str(found))
-    if not found.has_tiles:
+@pytest.fixture
+def library(library: Compiled) -> Compiled:
+    if not library.has_tiles:
         pytest.skip("this processor, or its system, has no AMX")
-    return found
+    return library
 
 
 def parts_of(inputs: int, outputs: int, *, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
