@@ -41,13 +41,16 @@ class Adapted:
     boost: float
 
     def expanded(self, queries: Sequence[Sparse | None], lexical: "Lexical") -> list[Sparse | None]:
-        """The queries' BM25 terms with those of the passages that they were moved towards; None stays None."""
+        """The queries' BM25 terms with those of the passages that they were moved towards.
+
+        None stays None, and a query that was not moved stays itself.
+        """
         found: list[Sparse | None] = []
         for query, used in zip(queries, self.uses, strict=True):
-            moving = [use for use in used if use.weight]
+            moving = [use for use in used if use.weight] if self.boost else []
             passages = [lexical.of_query(use.neighbour.pair.passage) for use in moving]
             shares = [self.boost * use.weight for use in moving]
-            found.append(expanded(query, passages, shares) if query is not None and self.boost else query)
+            found.append(expanded(query, passages, shares) if query is not None and moving else query)
         return found
 
 

@@ -171,7 +171,7 @@ class Searcher:
         group = self._require_field(group_by, "hits cannot be grouped by") if group_by != DOCUMENT else DOCUMENT_ID
         if not queries:
             return []
-        asked = self._store_queries(queries, mode=self.mode(mode), prompt=prompt, ways=ways)
+        asked = self._store_queries(queries, wanted, mode=self.mode(mode), prompt=prompt, ways=ways)
         found = rank(
             self._store,
             asked,
@@ -337,7 +337,7 @@ class Searcher:
         return self._taught_pairs
 
     def _store_queries(
-        self, queries: Sequence[str], *, mode: Mode, prompt: "Prompt | None", ways: Ways | None
+        self, queries: Sequence[str], filter: Filter | None, *, mode: Mode, prompt: "Prompt | None", ways: Ways | None
     ) -> list[StoreQuery]:
         lexical = self._contents.lexical
         sparse: list[Sparse | None] = [None] * len(queries)
@@ -345,10 +345,12 @@ class Searcher:
             assert lexical is not None, self.manifest
             sparse = [terms if len(terms.terms_T) else None for terms in map(lexical.of_query, queries)]
         if mode != "lexical":
+            legs = self._store.ahead(sparse, filter=filter)
             adapted = self.adapt(queries, prompt=prompt, ways=ways)
-            if lexical is not None:
-                sparse = adapted.expanded(sparse, lexical)
-            return list(map(StoreQuery, adapted.vectors_QE, sparse))
+            asked = adapted.expanded(sparse, lexical) if lexical is not None else sparse
+            # What was taught may have added words to a query: the leg is of those that it came with.
+            legs = [leg if terms is before else None for leg, terms, before in zip(legs, asked, sparse, strict=True)]
+            return list(map(StoreQuery, adapted.vectors_QE, asked, legs))
         for query, terms in zip(queries, sparse, strict=True):
             if terms is None:
                 raise UserError(

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import isclose
 from pathlib import Path
@@ -352,6 +353,20 @@ class TestFusion:
         vector_E = vectors(1)[0]
         found = store.search([StoreQuery(vector_E, sparse({})[0]), StoreQuery(vector_E)], limit=5)
         assert found[0] == found[1]
+
+    @pytest.mark.parametrize("filter", [None, Compare("payload.lang", "=", "de"), Compare("n", "<", 0)])
+    def test_a_leg_that_ran_ahead_changes_nothing(self, store, filter):
+        filled(store)
+        words = [*sparse(*({n: 1.0, n + 7: 1.0} for n in range(4)), {}, {99: 1.0}), None]
+        legs = store.ahead(words, filter=filter)
+        assert len(legs) == len(words) and legs[-1] is None and legs[-3] is None
+        plain = [StoreQuery(vector_E, one) for vector_E, one in zip(vectors(len(words), seed=5), words, strict=True)]
+        known = [replace(query, leg=leg) for query, leg in zip(plain, legs, strict=True)]
+        for fusion in (Fusion(), Fusion(depth=7)):  # legs of another depth are of no use
+            for options in ({"limit": 28}, {"limit": 3, "fields": ("n",)}):
+                options |= {"filter": filter, "fusion": fusion}
+                assert store.search(known, **options) == store.search(plain, **options)
+                assert store.search(known[2:3], **options) == store.search(plain[2:3], **options)
 
     def test_queries_of_all_kinds_at_once(self, store):
         filled(store, 50)

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -18,12 +19,14 @@ from epic_search.errors import Unavailable, UserError
 from epic_search.index.disk import RESERVE_BYTES, disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
+from epic_search.index.store.begun import begun
 from epic_search.index.store.edge_worker import read_frame, write_frame
 from epic_search.index.store.protocol import (
     FACET_TYPES,
     RRF,
     SHORT,
     Fusion,
+    Leg,
     Match,
     Page,
     Point,
@@ -37,6 +40,8 @@ from epic_search.index.store.protocol import (
 )
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
+AHEAD_SECONDS = 1.0  # that `close` gives a leg which runs ahead
+NO_POINTS = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float64)  # ids and scores
 PANIC = "PanicException"
 UNREADABLE = "Service runtime error"  # how the engine begins when a file is not as it should be
 DISK_FULL = ("No space left on device", "WAL buffer size exceeds available disk space")
@@ -132,10 +137,20 @@ class EdgeStore:
         check_queries(self.schema, queries, name)
         dense = [query.dense_E for query in queries if query.dense_E is not None]
         dense_QE = np.stack(dense) if dense else np.empty((0, 0), dtype=np.float32)
+        legs = [query.leg if query.leg is not None and query.leg.depth == fusion.depth else None for query in queries]
+        lexical = [None if leg is None else leg.rankings()[leg.place] for leg in legs]
+        sparse = [query.sparse if known is None else None for query, known in zip(queries, lexical, strict=True)]
         found = self._request(
             "search",
-            [dense_QE, *_joined([query.sparse for query in queries if query.sparse is not None])],
-            queries=[(query.dense_E is not None, query.sparse is not None) for query in queries],
+            [
+                dense_QE,
+                *_joined([terms for terms in sparse if terms is not None]),
+                *map(np.concatenate, zip(NO_POINTS, *(known for known in lexical if known is not None), strict=True)),
+            ],
+            queries=[
+                (query.dense_E is not None, terms is not None, None if known is None else len(known[1]))
+                for query, terms, known in zip(queries, sparse, lexical, strict=True)
+            ],
             limit=limit,
             name=name,
             filter=_json(filter),
@@ -143,6 +158,27 @@ class EdgeStore:
             fusion=asdict(fusion),
         )
         return [[Match(*match) for match in matches] for matches in found]
+
+    def ahead(
+        self, queries: Sequence[Sparse | None], *, filter: Filter | None = None, fusion: Fusion = RRF
+    ) -> list[Leg | None]:
+        """See VectorStore."""
+        places = [place for place, query in enumerate(queries) if query is not None and len(query.terms_T)]
+        asked = [query for query in queries if query is not None and len(query.terms_T)]
+        legs: list[Leg | None] = [None] * len(queries)
+        if asked:
+            rankings = begun(partial(self._lexical_rankings, asked, filter, fusion.depth))
+            for number, place in enumerate(places):
+                legs[place] = Leg(fusion.depth, number, rankings)
+        return legs
+
+    def _lexical_rankings(
+        self, queries: Sequence[Sparse], filter: Filter | None, depth: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query the ids (16 bytes each) and the scores of the points that it finds."""
+        sizes, (ids, scores) = self._request_arrays("ahead", _joined(queries), filter=_json(filter), depth=depth)
+        ends = np.cumsum(sizes)[:-1]
+        return list(zip(np.split(np.asarray(ids), 16 * ends), np.split(np.asarray(scores), ends), strict=True))
 
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
         """See VectorStore."""
@@ -177,16 +213,22 @@ class EdgeStore:
 
     def close(self) -> None:
         """See VectorStore. A child in the middle of a request (Ctrl-C) is killed: its log keeps it whole."""
-        if not self._in_step:
-            self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue  # the child is gone; there is nothing left to tell it
-        self._process.wait()
-        self._stderr.close()
+        # A leg that runs ahead, and that nobody waits for any more, is about to be there.
+        is_free = self._one_at_a_time.acquire(timeout=AHEAD_SECONDS)
+        try:
+            if not is_free or not self._in_step:
+                self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except BrokenPipeError:
+                        continue  # the child is gone; there is nothing left to tell it
+            self._process.wait()
+            self._stderr.close()
+        finally:
+            if is_free:
+                self._one_at_a_time.release()
 
     def _request(self, request: str, arrays: Sequence[np.ndarray] = (), **fields: Any) -> Any:
         return self._request_arrays(request, arrays, **fields)[0]

@@ -15,8 +15,10 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from uuid import UUID
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LENGTHS = struct.Struct("<IQ")
@@ -34,7 +36,7 @@ TYPES = {"keyword": "Keyword", "int": "Integer", "float": "Float", "bool": "Bool
 
 
 def write_frame(stream: BinaryIO, header: dict[str, Any], arrays: Sequence[Any] = ()) -> None:
-    """Write one frame and flush. `arrays`: contiguous buffers of float32 ("f") or uint32 ("I")."""
+    """Write one frame and flush. `arrays`: contiguous buffers of float32 ("f"), float64 ("d"), uint32 or bytes."""
     views = [memoryview(values) for values in arrays]
     listed = header | {"arrays": [(view.format, view.nbytes) for view in views]}
     text = json.dumps(listed, ensure_ascii=False).encode("utf-8")
@@ -158,9 +160,20 @@ class Engine:
     def count(self, filter: dict[str, Any] | None) -> int:
         return int(self.shard.count(self.edge.CountRequest(exact=True, filter=self._filter(filter))))
 
+    def ahead(self, filter: dict[str, Any] | None, depth: int, *, arrays: list[memoryview]) -> WithArrays:
+        """The lexical legs of fused searches: how long each is, and the ids (16 bytes each) and scores of all."""
+        condition, reach = self._filter(filter), self.fusion["REACH"] * depth
+        requests = [
+            self.edge.QueryRequest(**self._lexical_leg(terms), filter=condition, limit=reach, with_payload=False)
+            for terms in self._sparse(arrays)
+        ]
+        legs = self.shard.query_batch(self.edge.QueryBatchRequest(requests))
+        ids = b"".join(point.id.bytes for leg in legs for point in leg)
+        return WithArrays([len(leg) for leg in legs], [ids, array("d", (point.score for leg in legs for point in leg))])
+
     def search(
         self,
-        queries: list[tuple[bool, bool]],
+        queries: list[tuple[bool, bool, int | None]],
         limit: int,
         name: str,
         filter: dict[str, Any] | None,
@@ -169,18 +182,21 @@ class Engine:
         *,
         arrays: list[memoryview],
     ) -> list[list[tuple[str, float, dict[str, Any]]]]:
+        """`queries`: whether each has a vector, whether it has terms, and how long the leg is that it has instead."""
         edge, condition = self.edge, self._filter(filter)
-        dense, sparse = _rows(arrays[0], sum(has_dense for has_dense, _ in queries)), self._sparse(arrays[1:])
+        dense = _rows(arrays[0], sum(has_dense for has_dense, _, _ in queries))
+        sparse, known = self._sparse(arrays[1:4]), _ranked(*arrays[4:])
         payload = True if fields is None else edge.PayloadSelector.Include(fields)
         reach = self.fusion["REACH"] * fusion["depth"]
+        ahead = [[] if size is None else [list(islice(known, size))] for _, _, size in queries]
         requests, places = [], []
-        for place, (has_dense, has_sparse) in enumerate(queries):
+        for place, (has_dense, has_sparse, _) in enumerate(queries):
             vector = next(dense) if has_dense else None
             terms = next(sparse) if has_sparse else None  # None, too, for a sparse query without a term
-            is_fused = vector is not None and terms is not None
+            is_fused = vector is not None and (terms is not None or len(ahead[place]) > 0)
             most = reach if is_fused else limit
             legs = [] if vector is None else [self._dense_leg(vector, name, most, condition)]
-            legs += [] if terms is None else [{"query": edge.Query.Nearest(terms, using=LEXICAL)}]
+            legs += [] if terms is None else [self._lexical_leg(terms)]
             options = {"filter": condition, "limit": most, "with_payload": False if is_fused else payload}
             requests += [edge.QueryRequest(**leg, **options) for leg in legs]
             places += [place] * len(legs)
@@ -188,20 +204,22 @@ class Engine:
         for place, points in zip(places, self.shard.query_batch(edge.QueryBatchRequest(requests)), strict=True):
             rankings[place].append(points)
         return [
-            self._fused(legs, limit, payload, fusion)
-            if len(legs) > 1
+            self._fused([*map(_ranking, legs), *lexical], limit, payload, fusion)
+            if len(legs) + len(lexical) > 1
             else [(str(point.id), point.score, point.payload) for points in legs for point in points]
-            for legs in rankings
+            for legs, lexical in zip(rankings, ahead, strict=True)
         ]
 
     def _fused(
-        self, legs: list[Any], limit: int, payload: Any, fusion: dict[str, Any]
+        self, rankings: list[list[tuple[int, float]]], limit: int, payload: Any, fusion: dict[str, Any]
     ) -> list[tuple[str, float, dict[str, Any]]]:
-        rankings = [[(point.id, point.score) for point in points] for points in legs]
-        best = self.fusion["fuse"](rankings, **fusion)[:limit]
+        best = [(UUID(int=id), score) for id, score in self.fusion["fuse"](rankings, **fusion)[:limit]]
         records = self.shard.retrieve([id for id, _ in best], with_payload=payload, with_vector=False)
         payloads = {record.id: record.payload for record in records}
         return [(str(id), score, payloads[id]) for id, score in best]
+
+    def _lexical_leg(self, terms: Any) -> dict[str, Any]:
+        return {"query": self.edge.Query.Nearest(terms, using=LEXICAL)}
 
     def _dense_leg(self, vector: memoryview, name: str, limit: int, filter: Any) -> dict[str, Any]:
         """A search for the nearest: by the short vectors first, where there are such."""
@@ -295,6 +313,16 @@ def _rows(values: memoryview, count: int) -> Iterator[memoryview]:
     return (values[row * width : (row + 1) * width] for row in range(count))
 
 
+def _ranking(points: list[Any]) -> list[tuple[int, float]]:
+    """Ids and scores. The integers of UUIDs have their order, and are compared in a fraction of the time."""
+    return [(point.id.int, point.score) for point in points]
+
+
+def _ranked(ids: memoryview, scores: memoryview) -> Iterator[tuple[int, float]]:
+    """The same from two flat arrays."""
+    return ((int.from_bytes(ids[16 * row : 16 * row + 16], "big"), score) for row, score in enumerate(scores))
+
+
 def _named(vectors: Any) -> dict[str, Any]:
     """A point's vectors by name: the engine gives an unnamed one alone."""
     return vectors if isinstance(vectors, dict) else {"": vectors}
@@ -306,7 +334,7 @@ def _die_with_parent(death: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(death))
 
 
-REQUESTS_WITH_ARRAYS = ("upsert", "search")
+REQUESTS_WITH_ARRAYS = ("upsert", "ahead", "search")
 
 
 def main() -> None:

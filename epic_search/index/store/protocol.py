@@ -3,7 +3,7 @@
 Shapes: P points, Q queries, E dimensions of a vector, T terms of a sparse vector.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -63,14 +63,6 @@ class Schema:
     first_stage: int | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StoreQuery:
-    """What is near to a unit vector, to a sparse vector, or, with both, to either (see Fusion)."""
-
-    dense_E: np.ndarray | None = None
-    sparse: Sparse | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Fusion:
     """How two rankings become one: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009), with weights.
@@ -87,6 +79,31 @@ class Fusion:
 
 
 RRF = Fusion()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leg:
+    """The lexical ranking of one query, which a store's `ahead` has begun to make.
+
+    `depth`: of the fusion that it is for. `rankings`: waits for those of all queries that were asked together, in a
+    form that only that store knows, and raises what `search` raises. `place`: of this query among them.
+    """
+
+    depth: int
+    place: int
+    rankings: Callable[[], Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreQuery:
+    """What is near to a unit vector, to a sparse vector, or, with both, to either (see Fusion).
+
+    `leg`: the ranking by the sparse one, where the store made it `ahead`.
+    """
+
+    dense_E: np.ndarray | None = None
+    sparse: Sparse | None = None
+    leg: Leg | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +176,15 @@ class VectorStore(Protocol):
 
         Dense queries are compared with the vectors called `name`. A sparse one finds the points that have one of its
         terms, and nothing when it has none. `fields`: what of their payload matches carry (None: all of it).
+        """
+
+    def ahead(
+        self, queries: Sequence[Sparse | None], *, filter: Filter | None = None, fusion: Fusion = RRF
+    ) -> list[Leg | None]:
+        """Begin with what fused searches can do before there are vectors, and return at once.
+
+        A `search` with the same filter finds with a query's leg what it finds without, only sooner. Nobody has to use
+        it. None where there is no query, or nothing to gain.
         """
 
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
@@ -236,3 +262,4 @@ def check_queries(schema: Schema, queries: Sequence[StoreQuery], name: str) -> N
         if query.dense_E is not None:
             check_vectors(schema, 1, {name: query.dense_E[None]}, None)
         assert query.sparse is None or schema.lexical, schema
+        assert query.leg is None or (query.dense_E is not None and query.sparse is not None), query

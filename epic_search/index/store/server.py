@@ -16,6 +16,7 @@ from epic_search.index.store.protocol import (
     RRF,
     SHORT,
     Fusion,
+    Leg,
     Match,
     Page,
     Point,
@@ -170,6 +171,12 @@ class ServerStore:
             else [Match(str(point.id), point.score, point.payload or {}) for points in legs for point in points]
             for place, legs in enumerate(rankings)
         ]
+
+    def ahead(
+        self, queries: Sequence[Sparse | None], *, filter: Filter | None = None, fusion: Fusion = RRF
+    ) -> list[Leg | None]:
+        """See VectorStore. A server searches for both at once, and a second request costs more than that takes."""
+        return [None] * len(queries)
 
     def _dense_leg(
         self, query_E: np.ndarray, name: str, limit: int, condition: "models.Filter | None"
