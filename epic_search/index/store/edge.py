@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -19,7 +20,6 @@ from epic_search.errors import Unavailable, UserError
 from epic_search.index.disk import RESERVE_BYTES, disk_full
 from epic_search.index.filters import FieldType, Filter, as_qdrant
 from epic_search.index.store import edge_worker
-from epic_search.index.store.begun import begun
 from epic_search.index.store.edge_worker import read_frame, write_frame
 from epic_search.index.store.protocol import (
     FACET_TYPES,
@@ -40,8 +40,9 @@ from epic_search.index.store.protocol import (
 )
 
 UPSERT_POINTS = 256  # points in one request: bounds the memory of a document of thousands of passages
-AHEAD_SECONDS = 1.0  # that `close` gives a leg which runs ahead
 NO_POINTS = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.float64)  # ids and scores
+Frame = tuple[dict[str, Any], list[memoryview]]  # header and arrays
+
 PANIC = "PanicException"
 UNREADABLE = "Service runtime error"  # how the engine begins when a file is not as it should be
 DISK_FULL = ("No space left on device", "WAL buffer size exceeds available disk space")
@@ -64,6 +65,7 @@ class EdgeStore:
         self.schema = schema
         self._one_at_a_time = threading.Lock()
         self._in_step = True
+        self._unread: list[Frame] | None = None  # where the answer goes that was asked for ahead, and not read yet
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
             [sys.executable, "-P", edge_worker.__file__],
@@ -162,21 +164,31 @@ class EdgeStore:
     def ahead(
         self, queries: Sequence[Sparse | None], *, filter: Filter | None = None, fusion: Fusion = RRF
     ) -> list[Leg | None]:
-        """See VectorStore."""
+        """See VectorStore. The answer is read when it is used, or before that of the next request."""
         places = [place for place, query in enumerate(queries) if query is not None and len(query.terms_T)]
         asked = [query for query in queries if query is not None and len(query.terms_T)]
         legs: list[Leg | None] = [None] * len(queries)
-        if asked:
-            rankings = begun(partial(self._lexical_rankings, asked, filter, fusion.depth))
-            for number, place in enumerate(places):
-                legs[place] = Leg(fusion.depth, number, rankings)
+        if asked and self._one_at_a_time.acquire(blocking=False):
+            try:
+                if self._unread is None:  # two answers that nobody reads might fill the pipe, and then nobody moves
+                    with self._step():
+                        self._send({"request": "ahead", "filter": _json(filter), "depth": fusion.depth}, _joined(asked))
+                        self._unread = []
+                    rankings = cache(partial(self._rankings, self._unread))
+                    for number, place in enumerate(places):
+                        legs[place] = Leg(fusion.depth, number, rankings)
+            finally:
+                self._one_at_a_time.release()
         return legs
 
-    def _lexical_rankings(
-        self, queries: Sequence[Sparse], filter: Filter | None, depth: int
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query the ids (16 bytes each) and the scores of the points that it finds."""
-        sizes, (ids, scores) = self._request_arrays("ahead", _joined(queries), filter=_json(filter), depth=depth)
+    def _rankings(self, answers: list[Frame]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query that was asked ahead, the ids (16 bytes each) and the scores of the points that it finds."""
+        with self._one_at_a_time:
+            if self._unread is answers:
+                self._read_ahead()
+            if not answers:
+                raise self._death()
+        sizes, (ids, scores) = self._result("ahead", *answers[0])
         ends = np.cumsum(sizes)[:-1]
         return list(zip(np.split(np.asarray(ids), 16 * ends), np.split(np.asarray(scores), ends), strict=True))
 
@@ -213,22 +225,19 @@ class EdgeStore:
 
     def close(self) -> None:
         """See VectorStore. A child in the middle of a request (Ctrl-C) is killed: its log keeps it whole."""
-        # A leg that runs ahead, and that nobody waits for any more, is about to be there.
-        is_free = self._one_at_a_time.acquire(timeout=AHEAD_SECONDS)
-        try:
-            if not is_free or not self._in_step:
-                self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except BrokenPipeError:
-                        continue  # the child is gone; there is nothing left to tell it
-            self._process.wait()
-            self._stderr.close()
-        finally:
-            if is_free:
-                self._one_at_a_time.release()
+        if not self._in_step:
+            self._process.kill()
+        elif self._unread is not None:
+            with suppress(Unavailable):
+                self._read_ahead()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue  # the child is gone; there is nothing left to tell it
+        self._process.wait()
+        self._stderr.close()
 
     def _request(self, request: str, arrays: Sequence[np.ndarray] = (), **fields: Any) -> Any:
         return self._request_arrays(request, arrays, **fields)[0]
@@ -236,7 +245,9 @@ class EdgeStore:
     def _request_arrays(
         self, request: str, arrays: Sequence[np.ndarray] = (), **fields: Any
     ) -> tuple[Any, list[memoryview]]:
-        answer, answered = self._exchange({"request": request, **fields}, arrays)
+        return self._result(request, *self._exchange({"request": request, **fields}, arrays))
+
+    def _result(self, request: str, answer: dict[str, Any], arrays: list[memoryview]) -> tuple[Any, list[memoryview]]:
         if "error" in answer:
             self._raise_if_disk_full(answer["error"])
             if answer["type"] == PANIC or answer["error"].startswith(UNREADABLE):
@@ -245,28 +256,44 @@ class EdgeStore:
                     f"'epic-search indexes verify {self.path.parent.name}'"
                 )
             raise RuntimeError(f"the store in {self.path} refused '{request}': {answer['type']}: {answer['error']}")
-        return answer["result"], answered
+        return answer["result"], arrays
 
-    def _exchange(
-        self, header: dict[str, Any], arrays: Sequence[np.ndarray]
-    ) -> tuple[dict[str, Any], list[memoryview]]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        buffers = [np.ascontiguousarray(values).ravel() for values in arrays]
+    def _exchange(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> Frame:
         with self._one_at_a_time:
-            if self._process.poll() is not None:
-                raise self._death()
-            assert self._in_step, f"a request to the store in {self.path} was cut off before"
-            self._in_step = False
-            try:
-                write_frame(stdin, header, buffers)  # type: ignore[arg-type]
-                frame = read_frame(stdout)  # type: ignore[arg-type]
-            except BrokenPipeError:
-                frame = None
-            if frame is None:
-                raise self._death()
-            self._in_step = True
+            if self._unread is not None:
+                self._read_ahead()
+            with self._step():
+                self._send(header, arrays)
+                return self._receive()
+
+    def _read_ahead(self) -> None:
+        answers = self._unread
+        assert answers is not None, self.path
+        with self._step():
+            answers.append(self._receive())
+            self._unread = None
+
+    def _send(self, header: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        try:
+            write_frame(self._process.stdin, header, [np.ascontiguousarray(values).ravel() for values in arrays])  # type: ignore[arg-type]
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def _receive(self) -> Frame:
+        frame = read_frame(self._process.stdout)  # type: ignore[arg-type]
+        if frame is None:
+            raise self._death()
         return frame
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """What leaves this process and the engine's out of step if it is cut off."""
+        if self._process.poll() is not None:
+            raise self._death()
+        assert self._in_step, f"a request to the store in {self.path} was cut off before"
+        self._in_step = False
+        yield
+        self._in_step = True
 
     def _raise_if_disk_full(self, message: str) -> None:
         if any(words in message for words in DISK_FULL):

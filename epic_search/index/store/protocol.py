@@ -85,8 +85,8 @@ RRF = Fusion()
 class Leg:
     """The lexical ranking of one query, which a store's `ahead` has begun to make.
 
-    `depth`: of the fusion that it is for. `rankings`: waits for those of all queries that were asked together, in a
-    form that only that store knows, and raises what `search` raises. `place`: of this query among them.
+    `depth`: of the fusion that it is for. `rankings`: gives those of all queries that were asked together, in a form
+    that only that store knows, and raises what `search` raises. `place`: of this query among them.
     """
 
     depth: int
@@ -181,10 +181,10 @@ class VectorStore(Protocol):
     def ahead(
         self, queries: Sequence[Sparse | None], *, filter: Filter | None = None, fusion: Fusion = RRF
     ) -> list[Leg | None]:
-        """Begin with what fused searches can do before there are vectors, and return at once.
+        """Let the store begin with what fused searches can do before there are vectors; returns at once.
 
         A `search` with the same filter finds with a query's leg what it finds without, only sooner. Nobody has to use
-        it. None where there is no query, or nothing to gain.
+        it. None where there is no query, and where the store is busy or has nothing to gain.
         """
 
     def vectors(self, ids: Sequence[str], *, name: str = "") -> dict[str, np.ndarray]:
