@@ -6,7 +6,7 @@ The embedded engine is open in one process at a time, so while a server has an i
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
@@ -18,7 +18,7 @@ from epic_search.errors import Unavailable, UserError
 from epic_search.index.lock import LOCK_FILE, served_at
 from epic_search.index.manifest import Manifest
 from epic_search.index.taught_pair import Lesson, TaughtPair
-from epic_search.serving.limits import MAX_K, MAX_OFFSET, MAX_SUGGESTED, QUERY_CHARACTERS
+from epic_search.serving.limits import BODY_BYTES, MAX_K, MAX_OFFSET, MAX_SUGGESTED, QUERY_CHARACTERS
 
 if TYPE_CHECKING:
     from epic_search.index.answer import Answer, Facets, Question
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SECONDS = 300.0  # the server has its own, shorter limit
 SUGGESTED_AT_ONCE = 200  # queries in a request, so that each is answered in time
+TAUGHT_AT_ONCE, TAUGHT_BYTES = 64, BODY_BYTES // 2  # pairs in a request, for the same reason, and of its body
 
 
 class Client:
@@ -134,6 +135,11 @@ class Client:
             raise UserError(f"the server at {self.url} wants its token; set EPIC_SEARCH_TOKEN to it")
         if response.status >= 400:
             problem = answer["error"]
+            if response.status == 404 and problem["message"].startswith("there is nothing at"):
+                raise UserError(
+                    f"the server at {self.url}, which has the index open, is of an older epic-search and cannot do "
+                    f"this (it has no {method} {path}); stop it and start it again with this version"
+                )
             pointer = (body["filter"], problem["position"]) if body and problem["position"] is not None else None
             raise UserError(f"{problem['message']}{'; ' + problem['hint'] if problem['hint'] else ''}", pointer=pointer)
         return dict(answer)
@@ -152,14 +158,20 @@ class ServedTeaching:
         return Manifest.load(self._folder)
 
     def teach_all(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
-        """See Searcher."""
-        said = [
-            {"query": lesson.query, "documents": [lesson.document]}
-            if lesson.document is not None
-            else {"query": lesson.query, "passage": lesson.passage}
-            for lesson in lessons
-        ]
-        return _pairs(self._client.teach(self._folder.name, {"lessons": said})["taught"])
+        """See Searcher; more than a server takes at a time goes in parts, of which those before a mistake are taught."""
+        taught: list[TaughtPair] = []
+        done = 0
+        for part in _parts(lessons):
+            try:
+                taught += _pairs(self._client.teach(self._folder.name, {"lessons": part})["taught"])
+            except UserError as error:
+                if not done:
+                    raise
+                raise type(error)(
+                    f"{error}; the {done:,} pairs before are taught: repeat the command, which teaches none twice"
+                ) from error
+            done += len(part)
+        return taught
 
     def taught(self) -> list[TaughtPair]:
         """See Searcher."""
@@ -183,6 +195,23 @@ class ServedTeaching:
 
     def __exit__(self, *_: object) -> None:
         """The server keeps the index open."""
+
+
+def _parts(lessons: Sequence[Lesson]) -> Iterator[list[dict[str, Any]]]:
+    """Lessons as the server reads them, as many at a time as it takes."""
+    part: list[dict[str, Any]] = []
+    size = 0
+    for lesson in lessons:
+        right = {"passage": lesson.passage} if lesson.document is None else {"documents": [lesson.document]}
+        said = {"query": lesson.query, **right}
+        length = len(json.dumps(said))
+        if part and (len(part) == TAUGHT_AT_ONCE or size + length > TAUGHT_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(said)
+        size += length
+    if part:
+        yield part
 
 
 def _pairs(said: Sequence[dict[str, Any]]) -> list[TaughtPair]:

@@ -1,5 +1,6 @@
 """How much one request may ask for: known to the schema of requests, and to clients without loading it."""
 
+BODY_BYTES = 8 * 2**20
 QUERY_CHARACTERS = 10_000
 TEXT_CHARACTERS = 100_000
 MAX_QUERIES = 64

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epic_search.errors import UserError
+from epic_search.serving.limits import BODY_BYTES
 from epic_search.serving.problems import ApiError
 
 OPEN = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})  # nothing of an index is told there
@@ -34,7 +35,7 @@ class Access:
     token: str | None = field(default=None, repr=False)
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
-    body_bytes: int = 8 * 2**20
+    body_bytes: int = BODY_BYTES
     body_seconds: float = 20.0
 
     def check(self, scope: Scope) -> None:
