@@ -158,7 +158,7 @@ class ServedTeaching:
         return Manifest.load(self._folder)
 
     def teach_all(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
-        """See Searcher; more than a server takes at a time goes in parts, of which those before a mistake are taught."""
+        """See Searcher; more than a server takes at a time goes in parts, of which those before a mistake stay."""
         taught: list[TaughtPair] = []
         done = 0
         for part in _parts(lessons):
