@@ -34,7 +34,8 @@ from epic_search.encoder.backbone import Choice
 from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
-SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp", "learning.cpp")]
+HEADERS = [Path(__file__).with_name("numbers.h")]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
 GRAIN = 32768  # numbers that are worth a thread, as torch has it
@@ -98,6 +99,7 @@ class Compiled:
     """One pass each, over tensors on the CPU in one of TYPES; numbers are float32 in between."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         signatures: dict[str, list[Any]] = {
             "norm": [pointer] * 4 + [size, size, ctypes.c_float, number],
@@ -247,7 +249,7 @@ def library_path() -> Path:
 
 @cache
 def _version() -> str:
-    return _key(str(FLAGS), *(source.read_text(encoding="utf-8") for source in SOURCES))
+    return _key(str(FLAGS), *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)))
 
 
 @cache

@@ -1,0 +1,267 @@
+"""The decoder of an encoder in training: packed texts through frozen layers with LoRA, in bfloat16 on a CPU with AMX.
+
+transformers' layers under autocast are the reference, and what is trained everywhere else. Here a layer is one step of
+autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes between them
+(`learning.cpp`), attention as batched products over neighbours of similar length (as in `products.py`), and of the
+last layer only the tokens that are read. Between the two passes it keeps, for each token and layer, its states twice,
+queries, keys and values, attention's shares and result, and gates; the norms and what comes through the gates are
+cheaper to compute again.
+
+Shapes as in `attention.py`, and D width of the backbone, W head width, R positions of a text that are read.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from epic_search.encoder.attention import Packing
+from epic_search.encoder.decoder import RMSNorm
+from epic_search.encoder.learning_passes import LearningPasses
+from epic_search.encoder.low_rank import LowRankProduct, is_low_rank
+from epic_search.encoder.passes import VARIABLE, Compiled, Rotation, compiled
+from epic_search.encoder.products import buckets
+from epic_search.encoder.tiles import WIDTH
+
+
+class LearningDecoder:
+    """The layers and the final norm of a backbone of which nothing but its LoRA layers learns."""
+
+    def __init__(self, backbone: Any, passes: LearningPasses) -> None:
+        self._passes = passes
+        last = len(backbone.layers) - 1
+        self._layers = [_Layer(layer, passes, apart=i == last) for i, layer in enumerate(backbone.layers)]
+        self._norm: nn.Module = backbone.norm
+        self._rotary: nn.Module = backbone.rotary_emb
+
+    def __call__(
+        self, tokens_TD: Tensor, positions_T: Tensor, packing: Packing, *, reads_BR: Tensor | None = None
+    ) -> Tensor:
+        """The last hidden states of packed texts: (B * R, D) of the tokens that are read, else (T, D)."""
+        cos_1TW, sin_1TW = self._rotary(tokens_TD[None], positions_T[None])
+        half = cos_1TW.shape[-1] // 2  # both halves of a head turn by the same angles
+        rotation = (x[0, :, None, :half].contiguous() for x in (cos_1TW, sin_1TW))
+        whole = Texts.of(packing, tuple(rotation), None)
+        read = whole if reads_BR is None else Texts.of(packing, whole.rotation, reads_BR)
+        states = tokens_TD
+        for layer in self._layers:
+            texts = read if layer is self._layers[-1] else whole
+            for product in layer.products:
+                product.refresh()
+            states = _run(states, layer, texts)
+        return self._norm(states)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Neighbouring texts whose attention is one batched product.
+
+    `keys`, `queries`: where their tokens begin and end in the packed row, and those that ask among all that do;
+    `seen_BQ`: how many keys each sees; `longest`: tokens of a text, and of those that ask, at most.
+    """
+
+    keys: Tensor
+    queries: Tensor
+    seen_BQ: Tensor
+    longest: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What all layers need to know of packed texts. `rows`: the tokens that ask; None: all."""
+
+    buckets: list[Bucket]
+    rotation: Rotation
+    asking: Rotation
+    rows: Tensor | None
+
+    @classmethod
+    def of(cls, packing: Packing, rotation: Rotation, reads_BR: Tensor | None) -> "Texts":
+        bounds, found, text = packing.boundaries.long(), [], 0
+        for bucket in buckets(tuple(packing.lengths)):
+            own = slice(text, text + len(bucket.lengths_B))
+            keys, longest = bounds[own.start : own.stop + 1], int(bucket.lengths_B.max())
+            if reads_BR is None:
+                seen_BQ = torch.arange(1, longest + 1).expand(len(bucket.lengths_B), -1).contiguous()
+                found.append(Bucket(keys, keys, seen_BQ, (longest, longest)))
+            else:
+                R = reads_BR.shape[1]
+                queries = torch.arange(own.start, own.stop + 1) * R
+                found.append(Bucket(keys, queries, reads_BR[own] + 1, (longest, R)))
+            text = own.stop
+        if reads_BR is None:
+            return cls(found, rotation, rotation, None)
+        rows = (bounds[:-1, None] + reads_BR).flatten()
+        return cls(found, rotation, (rotation[0][rows], rotation[1][rows]), rows)
+
+
+class _Layer:
+    """The products and norms of a layer. `apart`: queries apart from keys and values, to ask for a few tokens only."""
+
+    def __init__(self, layer: Any, passes: LearningPasses, *, apart: bool) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.passes = passes
+        self.scale: float = attention.scaling
+        self.width: int = attention.head_dim
+        self.norm, self.mlp_norm = RMSNorm(layer.input_layernorm), RMSNorm(layer.post_attention_layernorm)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.heads, self.groups = (part.out_features // self.width for part in projections[:2])
+        self.query = LowRankProduct(projections[:1]) if apart else None
+        self.key_value = LowRankProduct(projections[1:] if apart else projections)
+        self.out, self.down = LowRankProduct([attention.o_proj]), LowRankProduct([mlp.down_proj])
+        self.gate_up = LowRankProduct([mlp.gate_proj, mlp.up_proj])
+        self.products = [*([self.query] if self.query else []), self.key_value, self.out, self.gate_up, self.down]
+        self.parameters = [parameter for product in self.products for parameter in product.parameters]
+
+
+def _run(states_TD: Tensor, layer: _Layer, texts: Texts) -> Tensor:
+    """(Q, D) states after a layer, of the tokens that ask."""
+    out: Tensor = _Learn.apply(states_TD, layer, texts, *layer.parameters)
+    return out
+
+
+class _Learn(torch.autograd.Function):
+    """A layer, forward and back."""
+
+    @staticmethod
+    def forward(ctx: Any, states_TD: Tensor, layer: _Layer, texts: Texts, *_: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            out_QD, kept = _forward(states_TD, layer, texts)
+        ctx.layer, ctx.texts = layer, texts
+        ctx.save_for_backward(*kept)
+        return out_QD
+
+    @staticmethod
+    def backward(ctx: Any, gradient_QD: Tensor) -> tuple[Tensor | None, ...]:
+        of_states_TD, found = _backward(
+            gradient_QD, ctx.saved_tensors, ctx.layer, ctx.texts, states_learn=ctx.needs_input_grad[0]
+        )
+        return of_states_TD, None, None, *found
+
+
+def _forward(states_TD: Tensor, layer: _Layer, texts: Texts) -> tuple[Tensor, list[Tensor | None]]:
+    """The states after a layer, and what the way back needs."""
+    passes, rows, H, G, W = layer.passes, texts.rows, layer.heads, layer.groups, layer.width
+    normed, scales_T = passes.norm(states_TD, layer.norm.weight, layer.norm.eps, room=layer.key_value.room)
+    joined, low_TR = layer.key_value.forward(normed, passes)
+    query, low_QR, own_QD, query_scales = joined, None, states_TD, None
+    if layer.query is not None:
+        own_QD = states_TD if rows is None else states_TD[rows]
+        normed, query_scales = passes.norm(own_QD, layer.norm.weight, layer.norm.eps, room=layer.query.room)
+        query, low_QR = layer.query.forward(normed, passes)
+        passes.rotate(query, H, texts.asking)
+        passes.rotate(joined, G, texts.rotation)
+    else:
+        passes.rotate(joined, H + G, texts.rotation)
+    key = joined.shape[1] // W - 2 * G  # the number of the first head of keys
+    attended, heads = joined.new_zeros(len(own_QD), H * W + layer.out.room), []
+    for bucket in texts.buckets:
+        (L, Q), B = bucket.longest, len(bucket.seen_BQ)
+        q = passes.split_heads(query, bucket.queries, first=0, heads=H, width=W, longest=Q)
+        k, v = (
+            passes.split_heads(joined, bucket.keys, first=first, heads=G, width=W, longest=L) for first in (key, key + G)
+        )
+        q, k, v = q.view(B * G, -1, W), k.view(B * G, L, W), v.view(B * G, L, W)
+        shares = torch.bmm(q, k.transpose(1, 2))  # the query heads of a group are rows of one product
+        passes.softmax(shares.view(B, H, Q, L), bucket.seen_BQ, layer.scale)
+        passes.join_heads(attended, torch.bmm(shares, v).view(B, H, Q, W), bucket.queries, first=0)
+        heads += [q, k, v, shares]
+    middle_QD, out_low_QR = layer.out.forward(attended, passes)
+    mlp_norm, room = layer.mlp_norm, layer.gate_up.room
+    normed, mlp_scales_Q = passes.norm(middle_QD, mlp_norm.weight, mlp_norm.eps, room=room, added_TD=own_QD)
+    gate_up, gate_low_QR = layer.gate_up.forward(normed, passes)
+    out_QD, down_low_QR = layer.down.forward(passes.gate(gate_up, room=layer.down.room), passes)
+    kept = [states_TD, scales_T, low_TR, own_QD, query_scales, low_QR, attended, out_low_QR]
+    kept += [middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR, *heads]
+    return out_QD.add_(middle_QD), kept
+
+
+def _backward(
+    gradient_QD: Tensor, kept: Sequence[Tensor], layer: _Layer, texts: Texts, *, states_learn: bool
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of the states before a layer, where these learn, and of its parameters."""
+    passes, rows, H, G, W = layer.passes, texts.rows, layer.heads, layer.groups, layer.width
+    states_TD, scales_T, low_TR, own_QD, query_scales, low_QR, attended, out_low_QR, *kept = kept
+    middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR, *heads = kept
+    # The MLP.
+    gradient = F.pad(gradient_QD, (0, layer.down.room))
+    of_inner_QI, of_low = layer.down.backward(gradient, passes)
+    of_gate_up, inner_QI = passes.gate_backward(of_inner_QI, gate_up, room=layer.gate_up.room)
+    of_down = layer.down.gradients(gradient, of_low, inner_QI, down_low_QR)
+    del of_inner_QI, inner_QI
+    of_normed_QD, of_low = layer.gate_up.backward(of_gate_up, passes)
+    of_own_QD = gradient_QD.clone(memory_format=torch.contiguous_format)
+    normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, middle_QD, mlp_scales_Q, layer.mlp_norm.weight)
+    of_gates = layer.gate_up.gradients(of_gate_up, of_low, normed_QD, gate_low_QR)
+    del of_gate_up
+    # Attention.
+    gradient = F.pad(of_own_QD, (0, layer.out.room))
+    of_attended, of_low = layer.out.backward(gradient, passes)
+    of_out = layer.out.gradients(gradient, of_low, attended[:, : H * W], out_low_QR)
+    is_apart = layer.query is not None
+    key = 0 if is_apart else H
+    of_joined = states_TD.new_zeros(len(states_TD), (key + 2 * G) * W + layer.key_value.room)
+    of_query = own_QD.new_zeros(len(own_QD), H * W + layer.query.room) if layer.query else of_joined
+    for bucket, start in zip(texts.buckets, range(0, len(heads), 4), strict=True):
+        (L, Q), B, (q, k, v, shares) = bucket.longest, len(bucket.seen_BQ), heads[start : start + 4]
+        of_out_heads = passes.split_heads(of_attended, bucket.queries, first=0, heads=H, width=W, longest=Q).view_as(q)
+        of_value = torch.bmm(shares.transpose(1, 2), of_out_heads)
+        of_scores = torch.bmm(of_out_heads, v.transpose(1, 2))
+        passes.softmax_backward(of_scores, shares, layer.scale)
+        of_key = torch.bmm(of_scores.transpose(1, 2), q)
+        passes.join_heads(of_query, torch.bmm(of_scores, k).view(B, H, Q, W), bucket.queries, first=0)
+        passes.join_heads(of_joined, of_key.view(B, G, L, W), bucket.keys, first=key)
+        passes.join_heads(of_joined, of_value.view(B, G, L, W), bucket.keys, first=key + G)
+    (cos, sin), (asking_cos, asking_sin) = texts.rotation, texts.asking
+    passes.rotate(of_joined, G if is_apart else H + G, (cos, -sin))
+    # The norm before it, of all tokens and, apart from these, of those that ask.
+    of_all_TD = of_own_QD if rows is None else torch.zeros_like(states_TD)
+    of_normed_TD, of_low = layer.key_value.backward(of_joined, passes, states_learn=states_learn)
+    if of_normed_TD is not None:
+        normed_TD = passes.norm_backward(of_all_TD, of_normed_TD, states_TD, scales_T, layer.norm.weight)
+    else:
+        normed_TD, _ = passes.norm(states_TD, layer.norm.weight, layer.norm.eps, room=0)
+    found = layer.key_value.gradients(of_joined, of_low, normed_TD, low_TR)
+    if layer.query is not None:
+        passes.rotate(of_query, H, (asking_cos, -asking_sin))
+        of_normed_QD, of_low = layer.query.backward(of_query, passes)
+        normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, own_QD, query_scales, layer.norm.weight)
+        found = layer.query.gradients(of_query, of_low, normed_QD, low_QR) + found
+        if rows is not None:
+            of_all_TD.index_add_(0, rows, of_own_QD)
+    return of_all_TD if states_learn else None, [*found, *of_out, *of_gates, *of_down]
+
+
+def learning_decoder(backbone: nn.Module, *, dtype: torch.dtype) -> LearningDecoder | None:
+    """The fast way to train these layers; None where there is none, and transformers' layers are to be taken.
+
+    There is none without a compiler and AMX, for weights that learn themselves, for LoRA with dropout, and for layers
+    that are made of more or of other things.
+    """
+    if os.environ.get(VARIABLE) == "off" or dtype != torch.bfloat16 or next(backbone.parameters()).device.type != "cpu":
+        return None
+    if not all(_is_plain(layer) for layer in backbone.layers):
+        return None
+    found = compiled(build=True)
+    if not isinstance(found, Compiled) or not found.has_tiles:
+        return None
+    return LearningDecoder(backbone, LearningPasses(found))
+
+
+def _is_plain(layer: Any) -> bool:
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    learning = {name for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    sample = torch.linspace(-8, 8, 65)
+    return (
+        not hasattr(attention, "q_norm")
+        and torch.equal(mlp.act_fn(sample), F.silu(sample))
+        and all(".lora_" in name for name in learning)
+        and all(isinstance(part, nn.Linear) or is_low_rank(part) for part in parts)
+        and all(size % WIDTH == 0 for part in parts for size in (part.in_features, part.out_features))
+    )
