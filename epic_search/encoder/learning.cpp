@@ -1,127 +1,160 @@
-// What training adds to the passes of fused.cpp: norms and gates whose rows have room for low-rank products beside them,
-// the ways back through both, and attention's softmax with the heads of texts laid out for it. All in bfloat16.
+// What training adds to the passes of inference: norms and gates whose rows have room for low-rank products beside them,
+// the ways back through both, attention's softmax with the heads of texts laid out for it, and gradients of LoRA.
 //
-// Rows "with room" are `room` numbers longer than what is written, and the room is filled with zeros.
+// Built with tiles.cpp, where that is. Numbers are bfloat16, and float in between; widths are multiples of 16. Rows "with
+// room" are `room` numbers longer than what is written, and the room is filled with zeros.
 
-#include "numbers.h"
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
+
+#include "vectors.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
 
-using Number = bfloat16;
+namespace {
+
+constexpr int BYTES = sizeof(bfloat16);
+
+struct Shapes {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+alignas(64) const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
+
+// The lanes of 16 that are below `count`, from `i` on.
+inline __mmask16 below(int64_t count, int64_t i) { return count - i >= 16 ? 0xffff : (1 << (count - i)) - 1; }
+
+// 32 x 32 numbers as two tiles of 16 columns each, whose rows are pairs of rows. Of a block with less rows the rest is 0.
+inline void pair_rows(bfloat16 *tiles, const bfloat16 *from, int64_t stride, int64_t rows) {
+    alignas(64) static const struct Order {
+        uint16_t left[32], right[32];
+        constexpr Order() : left(), right() {
+            for (int i = 0; i < 32; i++) left[i] = i / 2 + i % 2 * 32, right[i] = left[i] + 16;
+        }
+    } order;
+    __m512i left = _mm512_load_si512(order.left), right = _mm512_load_si512(order.right);
+    for (int64_t row = 0; row < 32; row += 2) {
+        __m512i zero = _mm512_setzero_si512();
+        __m512i even = row < rows ? _mm512_loadu_si512(from + row * stride) : zero;
+        __m512i odd = row + 1 < rows ? _mm512_loadu_si512(from + (row + 1) * stride) : zero;
+        _mm512_store_si512(tiles + row * 16, _mm512_permutex2var_epi16(even, left, odd));
+        _mm512_store_si512(tiles + 512 + row * 16, _mm512_permutex2var_epi16(even, right, odd));
+    }
+}
+
+}  // namespace
 
 extern "C" {
 
 // out = weight * states / rms(states), with room, row by row, and 1 / rms in `scales`; where `added` is not null,
 // states += added comes first.
 void norm_with_room(
-    Number *out, float *scales, Number *states, const Number *added, const Number *weight,
+    bfloat16 *out, float *scales, bfloat16 *states, const bfloat16 *added, const bfloat16 *weight,
     int64_t rows, int64_t width, int64_t room, float eps, int threads
 ) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        Number *own = states + row * width, *to = out + row * (width + room);
-        float squares = 0;
-        if (added) {
-            const Number *more = added + row * width;
-#pragma omp simd
-            for (int64_t i = 0; i < width; i++) store(own + i, load(own[i]) + load(more[i]));
+        bfloat16 *own = states + row * width, *to = out + row * (width + room);
+        __m512 squares = _mm512_setzero_ps();
+        for (int64_t i = 0; i < width; i += 16) {
+            if (added) store(own + i, load(own + i) + load(added + row * width + i));
+            __m512 x = load(own + i);
+            squares += x * x;
         }
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < width; i++) squares += load(own[i]) * load(own[i]);
-        float scale = scales[row] = 1 / std::sqrt(squares / width + eps);
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) store(to + i, load(own[i]) * scale * load(weight[i]));
-        std::memset(to + width, 0, room * sizeof(Number));
+        float scale = scales[row] = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps);
+        for (int64_t i = 0; i < width; i += 16) store(to + i, load(own + i) * scale * load(weight + i));
+        std::memset(to + width, 0, room * BYTES);
     }
 }
 
 // gradient += that of the states, from that of their norms; and the norms again.
 void norm_backward(
-    Number *gradient, Number *normed, const Number *of_normed, const Number *states, const float *scales,
-    const Number *weight, int64_t rows, int64_t width, int threads
+    bfloat16 *gradient, bfloat16 *normed, const bfloat16 *of_normed, const bfloat16 *states, const float *scales,
+    const bfloat16 *weight, int64_t rows, int64_t width, int threads
 ) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const Number *x = states + row * width, *dy = of_normed + row * width;
-        Number *to = gradient + row * width, *again = normed + row * width;
-        float scale = scales[row], along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int64_t i = 0; i < width; i++) along += load(x[i]) * load(weight[i]) * load(dy[i]);
-        along *= scale * scale / width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float own = load(x[i]), w = load(weight[i]);
-            store(again + i, own * scale * w);
-            store(to + i, load(to[i]) + scale * (w * load(dy[i]) - own * along));
+        const bfloat16 *own = states + row * width, *of = of_normed + row * width;
+        bfloat16 *to = gradient + row * width, *again = normed + row * width;
+        __m512 products = _mm512_setzero_ps();
+        for (int64_t i = 0; i < width; i += 16) products += load(own + i) * load(weight + i) * load(of + i);
+        float scale = scales[row], along = _mm512_reduce_add_ps(products) * scale * scale / width;
+        for (int64_t i = 0; i < width; i += 16) {
+            __m512 x = load(own + i), w = load(weight + i);
+            store(again + i, x * scale * w);
+            store(to + i, load(to + i) + scale * (w * load(of + i) - x * along));
         }
     }
 }
 
 // out = silu(gate) * up, with room, for rows of gate and up side by side.
-void gate_with_room(Number *out, const Number *gate_up, int64_t rows, int64_t width, int64_t room, int threads) {
+void gate_with_room(bfloat16 *out, const bfloat16 *gate_up, int64_t rows, int64_t width, int64_t room, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const Number *gate = gate_up + row * 2 * width, *up = gate + width;
-        Number *to = out + row * (width + room);
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float g = load(gate[i]);
-            store(to + i, g / (1 + exponential(-g)) * load(up[i]));
+        const bfloat16 *gate = gate_up + row * 2 * width, *up = gate + width;
+        bfloat16 *to = out + row * (width + room);
+        for (int64_t i = 0; i < width; i += 16) {
+            __m512 g = load(gate + i);
+            store(to + i, g * _mm512_rcp14_ps(1 + exponential(-g)) * load(up + i));
         }
-        std::memset(to + width, 0, room * sizeof(Number));
+        std::memset(to + width, 0, room * BYTES);
     }
 }
 
 // The gradients of gate and up, side by side and with room, from that of what came through; and that again.
 void gate_backward(
-    Number *gradient, Number *out, const Number *of_out, const Number *gate_up,
+    bfloat16 *gradient, bfloat16 *out, const bfloat16 *of_out, const bfloat16 *gate_up,
     int64_t rows, int64_t width, int64_t room, int threads
 ) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const Number *gate = gate_up + row * 2 * width, *up = gate + width, *dy = of_out + row * width;
-        Number *of_gate = gradient + row * (2 * width + room), *of_up = of_gate + width, *to = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float g = load(gate[i]), u = load(up[i]), d = load(dy[i]);
-            float share = 1 / (1 + exponential(-g)), silu = g * share;
+        const bfloat16 *gate = gate_up + row * 2 * width, *up = gate + width, *of = of_out + row * width;
+        bfloat16 *of_gate = gradient + row * (2 * width + room), *of_up = of_gate + width, *to = out + row * width;
+        for (int64_t i = 0; i < width; i += 16) {
+            __m512 g = load(gate + i), u = load(up + i), d = load(of + i);
+            __m512 share = _mm512_rcp14_ps(1 + exponential(-g)), silu = g * share;
             store(to + i, silu * u);
             store(of_gate + i, d * u * (share + silu * (1 - share)));
             store(of_up + i, d * silu);
         }
-        std::memset(of_up + width, 0, room * sizeof(Number));
+        std::memset(of_up + width, 0, room * BYTES);
     }
 }
 
 // Heads of texts between rows of tokens, `stride` numbers apart, and (texts, heads, longest, width), zeros after the
 // end of a text. `starts`: the first row of each text, and the end of the last one.
 void split_heads(
-    Number *heads_out, const Number *states, const int64_t *starts, int64_t stride,
+    bfloat16 *heads_out, const bfloat16 *states, const int64_t *starts, int64_t stride,
     int64_t texts, int64_t heads, int64_t longest, int64_t width, int threads
 ) {
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t text = 0; text < texts; text++) {
         for (int64_t head = 0; head < heads; head++) {
             int64_t length = starts[text + 1] - starts[text];
-            const Number *from = states + starts[text] * stride + head * width;
-            Number *to = heads_out + (text * heads + head) * longest * width;
-            for (int64_t i = 0; i < length; i++) std::memcpy(to + i * width, from + i * stride, width * sizeof(Number));
-            std::memset(to + length * width, 0, (longest - length) * width * sizeof(Number));
+            const bfloat16 *from = states + starts[text] * stride + head * width;
+            bfloat16 *to = heads_out + (text * heads + head) * longest * width;
+            for (int64_t i = 0; i < length; i++) std::memcpy(to + i * width, from + i * stride, width * BYTES);
+            std::memset(to + length * width, 0, (longest - length) * width * BYTES);
         }
     }
 }
 
 void join_heads(
-    Number *states, const Number *heads_in, const int64_t *starts, int64_t stride,
+    bfloat16 *states, const bfloat16 *heads_in, const int64_t *starts, int64_t stride,
     int64_t texts, int64_t heads, int64_t longest, int64_t width, int threads
 ) {
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t text = 0; text < texts; text++) {
         for (int64_t head = 0; head < heads; head++) {
             int64_t length = starts[text + 1] - starts[text];
-            Number *to = states + starts[text] * stride + head * width;
-            const Number *from = heads_in + (text * heads + head) * longest * width;
-            for (int64_t i = 0; i < length; i++) std::memcpy(to + i * stride, from + i * width, width * sizeof(Number));
+            bfloat16 *to = states + starts[text] * stride + head * width;
+            const bfloat16 *from = heads_in + (text * heads + head) * longest * width;
+            for (int64_t i = 0; i < length; i++) std::memcpy(to + i * stride, from + i * width, width * BYTES);
         }
     }
 }
@@ -129,36 +162,97 @@ void join_heads(
 // In place: softmax of scale * scores over the first `seen` keys of each query, and zeros after these.
 // (texts, heads, queries, keys), and `seen` (texts, queries).
 void softmax(
-    Number *scores, const int64_t *seen, float scale,
+    bfloat16 *scores, const int64_t *seen, float scale,
     int64_t texts, int64_t heads, int64_t queries, int64_t keys, int threads
 ) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < texts * heads * queries; row++) {
-        Number *own = scores + row * keys;
-        int64_t count = seen[row / (heads * queries) * queries + row % queries];
-        float most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < count; i++) most = std::max(most, load(own[i]));
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < count; i++) sum += exponential(scale * (load(own[i]) - most));
-        float share = 1 / sum;
-#pragma omp simd
-        for (int64_t i = 0; i < count; i++) store(own + i, share * exponential(scale * (load(own[i]) - most)));
-        std::memset(own + count, 0, (keys - count) * sizeof(Number));
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> powers(keys + 16);
+#pragma omp for
+        for (int64_t row = 0; row < texts * heads * queries; row++) {
+            bfloat16 *own = scores + row * keys;
+            int64_t count = seen[row / (heads * queries) * queries + row % queries];
+            __m512 largest = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
+            for (int64_t i = 0; i < count; i += 16) {
+                largest = _mm512_mask_max_ps(largest, below(count, i), largest, load(own + i, below(count, i)));
+            }
+            float most = _mm512_reduce_max_ps(largest);
+            for (int64_t i = 0; i < count; i += 16) {
+                __m512 power = exponential(scale * (load(own + i, below(count, i)) - most));
+                _mm512_storeu_ps(&powers[i], power);
+                sums = _mm512_mask_add_ps(sums, below(count, i), sums, power);
+            }
+            float share = 1 / _mm512_reduce_add_ps(sums);
+            for (int64_t i = 0; i < count; i += 16) {
+                store(own + i, share * _mm512_loadu_ps(&powers[i]), below(count, i));
+            }
+            std::memset(own + count, 0, (keys - count) * BYTES);
+        }
     }
 }
 
 // In place: the gradient of scores from that of their softmax, `shares`, which is zero beyond what is seen.
-void softmax_backward(Number *gradient, const Number *shares, float scale, int64_t rows, int64_t keys, int threads) {
+void softmax_backward(bfloat16 *gradient, const bfloat16 *shares, float scale, int64_t rows, int64_t keys, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        Number *own = gradient + row * keys;
-        const Number *share = shares + row * keys;
-        float along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int64_t i = 0; i < keys; i++) along += load(share[i]) * load(own[i]);
-#pragma omp simd
-        for (int64_t i = 0; i < keys; i++) store(own + i, scale * load(share[i]) * (load(own[i]) - along));
+        bfloat16 *own = gradient + row * keys;
+        const bfloat16 *share = shares + row * keys;
+        __m512 products = _mm512_setzero_ps();
+        for (int64_t i = 0; i < keys; i += 16) {
+            products += load(share + i, below(keys, i)) * load(own + i, below(keys, i));
+        }
+        float along = _mm512_reduce_add_ps(products);
+        for (int64_t i = 0; i < keys; i += 16) {
+            __mmask16 which = below(keys, i);
+            store(own + i, scale * load(share + i, which) * (load(own + i, which) - along), which);
+        }
+    }
+}
+
+// out (ranks, width) = low (rows, ranks) transposed, times states (rows, width), whose rows are `stride` numbers apart;
+// ranks and width are multiples of 32.
+void multiply_transposed(
+    float *out, const bfloat16 *low, const bfloat16 *states,
+    int64_t rows, int64_t ranks, int64_t width, int64_t stride, int threads
+) {
+    int64_t blocks = (rows + 31) / 32;
+    std::vector<bfloat16> turned(blocks * 32 * ranks);  // for each block of rows, tiles of 16 ranks by 32 rows
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            bfloat16 *to = turned.data() + row / 32 * 32 * ranks + row % 32;
+            for (int64_t i = 0; i < ranks; i++) to[i * 32] = low[row * ranks + i];
+        }
+        alignas(64) bfloat16 tiles[1024];
+        _tile_loadconfig(&shapes);
+#pragma omp for collapse(2)
+        for (int64_t rank = 0; rank < ranks; rank += 32) {
+            for (int64_t column = 0; column < width; column += 32) {
+                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+                for (int64_t block = 0; block < blocks; block++) {
+                    const bfloat16 *from = states + block * 32 * stride + column, *own = &turned[block * 32 * ranks];
+                    for (int64_t i = 32; i < std::min<int64_t>(64, rows - block * 32); i++) {
+                        _mm_prefetch(from + i * stride, _MM_HINT_T0);
+                    }
+                    pair_rows(tiles, from, stride, rows - block * 32);
+                    see_memory();
+                    _tile_loadd(4, own + rank * 32, 64);
+                    _tile_loadd(5, own + (rank + 16) * 32, 64);
+                    _tile_loadd(6, tiles, 64);
+                    _tile_loadd(7, tiles + 512, 64);
+                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+                    _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                }
+                float *to = out + rank * width + column;
+                _tile_stored(0, to, width * 4); _tile_stored(1, to + 16, width * 4);
+                _tile_stored(2, to + 16 * width, width * 4); _tile_stored(3, to + 16 * width + 16, width * 4);
+                see_memory();
+            }
+        }
+        _tile_release();
     }
 }
 }
+
+#endif

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from epic_search.encoder.attention import Packing
 from epic_search.encoder.decoder import RMSNorm
 from epic_search.encoder.learning_passes import LearningPasses
-from epic_search.encoder.low_rank import LowRankProduct, is_low_rank
+from epic_search.encoder.low_rank import LowRankProduct, base_of
 from epic_search.encoder.passes import VARIABLE, Compiled, Rotation, compiled
 from epic_search.encoder.products import buckets
 from epic_search.encoder.tiles import WIDTH
@@ -191,17 +191,17 @@ def _backward(
     gradient = F.pad(gradient_QD, (0, layer.down.room))
     of_inner_QI, of_low = layer.down.backward(gradient, passes)
     of_gate_up, inner_QI = passes.gate_backward(of_inner_QI, gate_up, room=layer.gate_up.room)
-    of_down = layer.down.gradients(gradient, of_low, inner_QI, down_low_QR)
+    of_down = layer.down.gradients(gradient, of_low, inner_QI, down_low_QR, passes)
     del of_inner_QI, inner_QI
     of_normed_QD, of_low = layer.gate_up.backward(of_gate_up, passes)
     of_own_QD = gradient_QD.clone(memory_format=torch.contiguous_format)
     normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, middle_QD, mlp_scales_Q, layer.mlp_norm.weight)
-    of_gates = layer.gate_up.gradients(of_gate_up, of_low, normed_QD, gate_low_QR)
+    of_gates = layer.gate_up.gradients(of_gate_up, of_low, normed_QD, gate_low_QR, passes)
     del of_gate_up
     # Attention.
     gradient = F.pad(of_own_QD, (0, layer.out.room))
     of_attended, of_low = layer.out.backward(gradient, passes)
-    of_out = layer.out.gradients(gradient, of_low, attended[:, : H * W], out_low_QR)
+    of_out = layer.out.gradients(gradient, of_low, attended[:, : H * W], out_low_QR, passes)
     is_apart = layer.query is not None
     key = 0 if is_apart else H
     of_joined = states_TD.new_zeros(len(states_TD), (key + 2 * G) * W + layer.key_value.room)
@@ -225,26 +225,25 @@ def _backward(
         normed_TD = passes.norm_backward(of_all_TD, of_normed_TD, states_TD, scales_T, layer.norm.weight)
     else:
         normed_TD, _ = passes.norm(states_TD, layer.norm.weight, layer.norm.eps, room=0)
-    found = layer.key_value.gradients(of_joined, of_low, normed_TD, low_TR)
+    found = layer.key_value.gradients(of_joined, of_low, normed_TD, low_TR, passes)
     if layer.query is not None:
         passes.rotate(of_query, H, (asking_cos, -asking_sin))
         of_normed_QD, of_low = layer.query.backward(of_query, passes)
         normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, own_QD, query_scales, layer.norm.weight)
-        found = layer.query.gradients(of_query, of_low, normed_QD, low_QR) + found
+        found = layer.query.gradients(of_query, of_low, normed_QD, low_QR, passes) + found
         if rows is not None:
             of_all_TD.index_add_(0, rows, of_own_QD)
     return of_all_TD if states_learn else None, [*found, *of_out, *of_gates, *of_down]
 
 
-def learning_decoder(backbone: nn.Module, *, dtype: torch.dtype) -> LearningDecoder | None:
+def learning_decoder(backbone: Any) -> LearningDecoder | None:
     """The fast way to train these layers; None where there is none, and transformers' layers are to be taken.
 
-    There is none without a compiler and AMX, for weights that learn themselves, for LoRA with dropout, and for layers
-    that are made of more or of other things.
+    There is one on a CPU with AMX and a compiler, for frozen weights in bfloat16, LoRA without dropout, and layers as
+    plain as Llama's. What is to be built is built.
     """
-    if os.environ.get(VARIABLE) == "off" or dtype != torch.bfloat16 or next(backbone.parameters()).device.type != "cpu":
-        return None
-    if not all(_is_plain(layer) for layer in backbone.layers):
+    on_cpu = next(backbone.parameters()).device.type == "cpu"
+    if os.environ.get(VARIABLE) == "off" or not on_cpu or not all(map(_is_plain, backbone.layers)):
         return None
     found = compiled(build=True)
     if not isinstance(found, Compiled) or not found.has_tiles:
@@ -256,12 +255,12 @@ def _is_plain(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
     parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    learning = {name for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    bases = [base_of(part) for part in parts]
     sample = torch.linspace(-8, 8, 65)
     return (
-        not hasattr(attention, "q_norm")
+        None not in bases
+        and all(base.weight.dtype == torch.bfloat16 and not base.weight.requires_grad for base in bases)
+        and all(size % WIDTH == 0 for base in bases for size in base.weight.shape)
+        and not hasattr(attention, "q_norm")
         and torch.equal(mlp.act_fn(sample), F.silu(sample))
-        and all(".lora_" in name for name in learning)
-        and all(isinstance(part, nn.Linear) or is_low_rank(part) for part in parts)
-        and all(size % WIDTH == 0 for part in parts for size in (part.in_features, part.out_features))
     )

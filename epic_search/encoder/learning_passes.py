@@ -82,6 +82,13 @@ class LearningPasses:
         L = shares_BHQL.shape[-1]
         self._run("softmax_backward", gradient_BHQL, shares_BHQL, ctypes.c_float(scale), shares_BHQL.numel() // L, L)
 
+    def multiply_transposed(self, low_TR: Tensor, states: Tensor) -> Tensor:
+        """(R, N) float32: `low_TR` transposed, times states (T, N)."""
+        (T, R), N = low_TR.shape, states.shape[1]
+        out_RN = torch.empty(R, N)
+        self._run("multiply_transposed", out_RN, low_TR, states, T, R, N, states.stride(0))
+        return out_RN
+
     def _run(self, name: str, *arguments: Any) -> None:
         """Call a function with tensors, whose rows are contiguous, as pointers, and the number of threads."""
         given = [

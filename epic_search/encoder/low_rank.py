@@ -9,6 +9,7 @@ Shapes: T tokens, K inputs, N outputs of all layers, R their ranks together, rou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,19 +30,27 @@ class Update:
     ranks: slice
 
 
-def is_low_rank(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours with LoRA: without dropout."""
-    return type(layer).__name__ == "LowRankLinear"
+def base_of(layer: nn.Module) -> nn.Linear | None:
+    """The frozen layer that a layer is, or has LoRA without dropout beside; None where it is another thing."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    from epic_search.encoder.lora_layers import LowRankLinear  # peft, which takes seconds to import, has made it
+
+    base = layer.get_base_layer() if isinstance(layer, LowRankLinear) else None
+    return base if isinstance(base, nn.Linear) else None
 
 
 class LowRankProduct:
     """Layers that read the same states, as one. `parameters`: of their updates, A and B of each in turn."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
         self.updates: list[Update] = []
-        bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        bases: list[nn.Linear] = []
         rank = first = 0
-        for layer, base in zip(layers, bases, strict=True):
+        for layer in layers:
+            base = base_of(layer)
+            assert base is not None, type(layer)
+            bases.append(base)
             if layer is not base:
                 (name,) = layer.active_adapters
                 a_RK, b_NR = layer.lora_A[name].weight, layer.lora_B[name].weight
@@ -56,6 +65,7 @@ class LowRankProduct:
         self._backward = Weight(F.pad(weight_NK.T, (0, self.room))).keep_packed()
         self._down = self._back_down = self._forward
         self._N, self._K = weight_NK.shape
+        self._taken = [torch.empty(0) for _ in self.parameters]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -64,8 +74,9 @@ class LowRankProduct:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the updates as they are now."""
-        if not self.room:
+        if not self.room or all(map(torch.equal, self._taken, self.parameters)):
             return
+        self._taken = [parameter.clone() for parameter in self.parameters]
         whole = self._K + self.room
         a_RK, b_NR = torch.zeros(self.room, whole, dtype=torch.bfloat16), torch.zeros(self._N, self.room)
         for update in self.updates:
@@ -93,16 +104,22 @@ class LowRankProduct:
         return passes.linear(gradient, self._backward) if states_learn else None, of_low_TR
 
     def gradients(
-        self, gradient: Tensor, of_low_TR: Tensor | None, states_TK: Tensor, low_TR: Tensor | None
+        self,
+        gradient: Tensor,
+        of_low_TR: Tensor | None,
+        states_TK: Tensor,
+        low_TR: Tensor | None,
+        passes: LearningPasses,
     ) -> list[Tensor]:
         """Those of `parameters`, from those of the outputs and of the low-rank products."""
         if of_low_TR is None or low_TR is None:
             return []
-        of_a_RK = of_low_TR.T @ states_TK
+        of_a_RK = passes.multiply_transposed(of_low_TR, states_TK)
+        of_b_RN = passes.multiply_transposed(low_TR, gradient[:, : self._N])
         found = []
         for update in self.updates:
-            of_b_NR = gradient[:, update.outputs].T @ low_TR[:, update.ranks]
-            found += [of_a_RK[update.ranks].to(update.a_RK.dtype), of_b_NR.to(update.b_NR.dtype).mul_(update.scale)]
+            of_b_NR = of_b_RN[update.ranks, update.outputs].T * update.scale
+            found += [of_a_RK[update.ranks].to(update.a_RK.dtype), of_b_NR.to(update.b_NR.dtype)]
         return found
 
     def _low(self, rows: Tensor, weight: Weight, passes: LearningPasses) -> Tensor | None:

@@ -21,7 +21,7 @@ from epic_search.encoder.checkpoint import Checkpoint
 from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.decoder import Decoder
-from epic_search.encoder.learning_decoder import LearningDecoder
+from epic_search.encoder.learning_decoder import LearningDecoder, learning_decoder
 from epic_search.encoder.matryoshka import join
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.residual import Residual
@@ -79,6 +79,13 @@ class EncoderModel(nn.Module):
         if self.layout == PACKED:
             self._decoder = Decoder(self.backbone)
             if self.contextual is not None:
+                self.contextual.freeze()
+
+    def learn(self) -> None:
+        """Take the fast way, wherever texts are packed and there is one, to train what learns from now on."""
+        if self.layout == PACKED:
+            self._learning = learning_decoder(self.backbone)
+            if self.contextual is not None and not self.contextual.learns:
                 self.contextual.freeze()
 
     @property

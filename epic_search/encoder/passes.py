@@ -35,7 +35,7 @@ from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
 SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp", "learning.cpp")]
-HEADERS = [Path(__file__).with_name("numbers.h")]
+HEADERS = [Path(__file__).with_name("vectors.h")]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
 GRAIN = 32768  # numbers that are worth a thread, as torch has it
