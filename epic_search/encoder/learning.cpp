@@ -191,17 +191,20 @@ void softmax(
     }
 }
 
-// In place: the gradient of scores from that of their softmax, `shares`, which is zero beyond what is seen.
+// In place: the gradient of scores from that of their softmax, `shares`, which is zero beyond what is seen. Rounded
+// shares do not sum to one quite, and are divided by their sum: what is left over would come with what keys have in common.
 void softmax_backward(bfloat16 *gradient, const bfloat16 *shares, float scale, int64_t rows, int64_t keys, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         bfloat16 *own = gradient + row * keys;
         const bfloat16 *share = shares + row * keys;
-        __m512 products = _mm512_setzero_ps();
+        __m512 products = _mm512_setzero_ps(), sums = products;
         for (int64_t i = 0; i < keys; i += 16) {
-            products += load(share + i, below(keys, i)) * load(own + i, below(keys, i));
+            __m512 weight = load(share + i, below(keys, i));
+            products += weight * load(own + i, below(keys, i));
+            sums += weight;
         }
-        float along = _mm512_reduce_add_ps(products);
+        float along = _mm512_reduce_add_ps(products) / _mm512_reduce_add_ps(sums);
         for (int64_t i = 0; i < keys; i += 16) {
             __mmask16 which = below(keys, i);
             store(own + i, scale * load(share + i, which) * (load(own + i, which) - along), which);

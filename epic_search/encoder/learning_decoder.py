@@ -253,14 +253,18 @@ def learning_decoder(backbone: Any) -> LearningDecoder | None:
 
 def _is_plain(layer: Any) -> bool:
     attention, mlp = layer.self_attn, layer.mlp
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    bases = [base_of(part) for part in parts]
+    query, *key_value = attention.q_proj, attention.k_proj, attention.v_proj
+    joined = [[query], key_value, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
+    bases = [[base_of(part) for part in parts] for parts in joined]
     sample = torch.linspace(-8, 8, 65)
     return (
-        None not in bases
-        and all(base.weight.dtype == torch.bfloat16 and not base.weight.requires_grad for base in bases)
-        and all(size % WIDTH == 0 for base in bases for size in base.weight.shape)
+        all(base is not None and _is_frozen(base) for parts in bases for base in parts)
+        and all(sum(base.out_features for base in parts) % WIDTH == 0 for parts in bases)
+        and all(parts[0].in_features % WIDTH == 0 for parts in bases)
         and not hasattr(attention, "q_norm")
         and torch.equal(mlp.act_fn(sample), F.silu(sample))
     )
+
+
+def _is_frozen(layer: nn.Linear) -> bool:
+    return layer.weight.dtype == torch.bfloat16 and not any(part.requires_grad for part in layer.parameters())
