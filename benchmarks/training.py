@@ -18,8 +18,9 @@ The peer runs in its own trainer with fused AdamW. Its attention, the precision 
 are those that were fastest in short runs before (--no-tune: the first of each). Each measurement is a process of its
 own; the set-ups take turns, round by round; a figure is the median of the rounds, with the lowest and the highest. A
 machine with other work to do is fairer by processor time (the last column: seconds of all cores, with
-OMP_WAIT_POLICY=passive, or threads that wait count). The first --skip steps of a run warm up. Peak memory is that of the steps after these: of the process on a CPU, of torch's
-allocator on a GPU. The loss of the first step shows that it is the same work: no LoRA layer has moved yet.
+OMP_WAIT_POLICY=passive, or threads that wait count). The first --skip steps of a run warm up. Peak memory is that of
+the steps after these: of the process on a CPU, of torch's allocator on a GPU. The loss of the first step shows that it
+is the same work: no LoRA layer has moved yet.
 """
 
 import json
@@ -75,7 +76,9 @@ def main(
     precision: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option()] = "auto",
     threads: int | None = None,
     tune: bool = True,
-    setups: Annotated[list[str] | None, typer.Option("--setup", help="These alone, by their names in the table.")] = None,
+    setups: Annotated[
+        list[str] | None, typer.Option("--setup", help="These alone, by their names in the table.")
+    ] = None,
     seed: int = 7,
     out: Path | None = None,
 ) -> None:
@@ -249,8 +252,8 @@ def report(rows: list[Row], *, tokens: int) -> None:
             f"{last.row_tokens:10,}{last.first_loss:8.3f}"
             f"{tokens / processor_seconds(row):11,.0f}{tokens / processor_seconds(row) / base_processor:9.2f}"
         )
-    print(f"{compared.name}: {compared.settings}; read: tokens of all steps with templates and demonstrations, without padding;")
-    print("processor: tokens in a second of one core")
+    print(f"{compared.name}: {compared.settings}; processor: tokens in a second of one core;")
+    print("read: tokens of all steps with templates and demonstrations, without padding")
 
 
 if __name__ == "__main__":

@@ -6,25 +6,16 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
 
-#include "vectors.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
 constexpr int BYTES = sizeof(bfloat16);
-
-struct Shapes {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-};
-alignas(64) const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
 
 // The lanes of 16 that are below `count`, from `i` on.
 inline __mmask16 below(int64_t count, int64_t i) { return count - i >= 16 ? 0xffff : (1 << (count - i)) - 1; }
@@ -212,11 +203,11 @@ void softmax_backward(bfloat16 *gradient, const bfloat16 *shares, float scale, i
     }
 }
 
-// out (ranks, width) = low (rows, ranks) transposed, times states (rows, width), whose rows are `stride` numbers apart;
-// ranks and width are multiples of 32.
+// out (ranks, width) = low (rows, ranks) transposed, times states (rows, width); ranks and width are multiples of 32, and
+// rows so many numbers apart as their strides say.
 void multiply_transposed(
     float *out, const bfloat16 *low, const bfloat16 *states,
-    int64_t rows, int64_t ranks, int64_t width, int64_t stride, int threads
+    int64_t rows, int64_t ranks, int64_t width, int64_t low_stride, int64_t stride, int threads
 ) {
     int64_t blocks = (rows + 31) / 32;
     std::vector<bfloat16> turned(blocks * 32 * ranks);  // for each block of rows, tiles of 16 ranks by 32 rows
@@ -225,7 +216,7 @@ void multiply_transposed(
 #pragma omp for
         for (int64_t row = 0; row < rows; row++) {
             bfloat16 *to = turned.data() + row / 32 * 32 * ranks + row % 32;
-            for (int64_t i = 0; i < ranks; i++) to[i * 32] = low[row * ranks + i];
+            for (int64_t i = 0; i < ranks; i++) to[i * 32] = low[row * low_stride + i];
         }
         alignas(64) bfloat16 tiles[1024];
         _tile_loadconfig(&shapes);

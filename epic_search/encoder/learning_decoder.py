@@ -163,7 +163,8 @@ def _forward(states_TD: Tensor, layer: _Layer, texts: Texts) -> tuple[Tensor, li
         (L, Q), B = bucket.longest, len(bucket.seen_BQ)
         q = passes.split_heads(query, bucket.queries, first=0, heads=H, width=W, longest=Q)
         k, v = (
-            passes.split_heads(joined, bucket.keys, first=first, heads=G, width=W, longest=L) for first in (key, key + G)
+            passes.split_heads(joined, bucket.keys, first=first, heads=G, width=W, longest=L)
+            for first in (key, key + G)
         )
         q, k, v = q.view(B * G, -1, W), k.view(B * G, L, W), v.view(B * G, L, W)
         shares = torch.bmm(q, k.transpose(1, 2))  # the query heads of a group are rows of one product
@@ -189,19 +190,19 @@ def _backward(
     middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR, *heads = kept
     # The MLP.
     gradient = F.pad(gradient_QD, (0, layer.down.room))
-    of_inner_QI, of_low = layer.down.backward(gradient, passes)
+    of_inner_QI = layer.down.backward(gradient, passes)
     of_gate_up, inner_QI = passes.gate_backward(of_inner_QI, gate_up, room=layer.gate_up.room)
-    of_down = layer.down.gradients(gradient, of_low, inner_QI, down_low_QR, passes)
+    of_down = layer.down.gradients(gradient, inner_QI, down_low_QR, passes)
     del of_inner_QI, inner_QI
-    of_normed_QD, of_low = layer.gate_up.backward(of_gate_up, passes)
+    of_normed_QD = layer.gate_up.backward(of_gate_up, passes)
     of_own_QD = gradient_QD.clone(memory_format=torch.contiguous_format)
     normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, middle_QD, mlp_scales_Q, layer.mlp_norm.weight)
-    of_gates = layer.gate_up.gradients(of_gate_up, of_low, normed_QD, gate_low_QR, passes)
+    of_gates = layer.gate_up.gradients(of_gate_up, normed_QD, gate_low_QR, passes)
     del of_gate_up
     # Attention.
     gradient = F.pad(of_own_QD, (0, layer.out.room))
-    of_attended, of_low = layer.out.backward(gradient, passes)
-    of_out = layer.out.gradients(gradient, of_low, attended[:, : H * W], out_low_QR, passes)
+    of_attended = layer.out.backward(gradient, passes)
+    of_out = layer.out.gradients(gradient, attended[:, : H * W], out_low_QR, passes)
     is_apart = layer.query is not None
     key = 0 if is_apart else H
     of_joined = states_TD.new_zeros(len(states_TD), (key + 2 * G) * W + layer.key_value.room)
@@ -220,17 +221,18 @@ def _backward(
     passes.rotate(of_joined, G if is_apart else H + G, (cos, -sin))
     # The norm before it, of all tokens and, apart from these, of those that ask.
     of_all_TD = of_own_QD if rows is None else torch.zeros_like(states_TD)
-    of_normed_TD, of_low = layer.key_value.backward(of_joined, passes, states_learn=states_learn)
-    if of_normed_TD is not None:
+    if states_learn:
+        of_normed_TD = layer.key_value.backward(of_joined, passes)
         normed_TD = passes.norm_backward(of_all_TD, of_normed_TD, states_TD, scales_T, layer.norm.weight)
     else:
+        layer.key_value.backward_low(of_joined, passes)
         normed_TD, _ = passes.norm(states_TD, layer.norm.weight, layer.norm.eps, room=0)
-    found = layer.key_value.gradients(of_joined, of_low, normed_TD, low_TR, passes)
+    found = layer.key_value.gradients(of_joined, normed_TD, low_TR, passes)
     if layer.query is not None:
         passes.rotate(of_query, H, (asking_cos, -asking_sin))
-        of_normed_QD, of_low = layer.query.backward(of_query, passes)
+        of_normed_QD = layer.query.backward(of_query, passes)
         normed_QD = passes.norm_backward(of_own_QD, of_normed_QD, own_QD, query_scales, layer.norm.weight)
-        found = layer.query.gradients(of_query, of_low, normed_QD, low_QR, passes) + found
+        found = layer.query.gradients(of_query, normed_QD, low_QR, passes) + found
         if rows is not None:
             of_all_TD.index_add_(0, rows, of_own_QD)
     return of_all_TD if states_learn else None, [*found, *of_out, *of_gates, *of_down]
@@ -252,18 +254,17 @@ def learning_decoder(backbone: Any) -> LearningDecoder | None:
 
 
 def _is_plain(layer: Any) -> bool:
-    attention, mlp = layer.self_attn, layer.mlp
-    query, *key_value = attention.q_proj, attention.k_proj, attention.v_proj
-    joined = [[query], key_value, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
-    bases = [[base_of(part) for part in parts] for parts in joined]
-    sample = torch.linspace(-8, 8, 65)
-    return (
-        all(base is not None and _is_frozen(base) for parts in bases for base in parts)
-        and all(sum(base.out_features for base in parts) % WIDTH == 0 for parts in bases)
-        and all(parts[0].in_features % WIDTH == 0 for parts in bases)
-        and not hasattr(attention, "q_norm")
-        and torch.equal(mlp.act_fn(sample), F.silu(sample))
-    )
+    attention, mlp, sample = layer.self_attn, layer.mlp, torch.linspace(-8, 8, 65)
+    if hasattr(attention, "q_norm") or not torch.equal(mlp.act_fn(sample), F.silu(sample)):
+        return False
+    joined = [[attention.q_proj], [attention.k_proj, attention.v_proj], [attention.o_proj]]
+    for parts in [*joined, [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]:
+        bases = [base for part in parts if (base := base_of(part)) is not None]
+        if len(bases) < len(parts) or not all(map(_is_frozen, bases)):
+            return False
+        if any(size % WIDTH for size in (bases[0].in_features, sum(base.out_features for base in bases))):
+            return False
+    return True
 
 
 def _is_frozen(layer: nn.Linear) -> bool:

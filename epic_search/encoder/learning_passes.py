@@ -12,8 +12,9 @@ from torch import Tensor
 
 from epic_search.encoder.passes import Compiled, Rotation
 
+
 class LearningPasses:
-    """Passes over bfloat16 tensors on the CPU. `room`: zeros at the end of each row, where low-rank products will be."""
+    """Passes over bfloat16 tensors on the CPU. `room`: zeros at the end of a row, where low-rank products will be."""
 
     def __init__(self, compiled: Compiled) -> None:
         assert compiled.has_tiles, "training in compiled passes needs products on tiles"
@@ -58,7 +59,9 @@ class LearningPasses:
         width = 2 * rotation[0].shape[-1]
         self._rotate(states[:, : heads * width].unflatten(1, (heads, width)), rotation)
 
-    def split_heads(self, states: Tensor, starts: Tensor, *, first: int, heads: int, width: int, longest: int) -> Tensor:
+    def split_heads(
+        self, states: Tensor, starts: Tensor, *, first: int, heads: int, width: int, longest: int
+    ) -> Tensor:
         """(B, H, L, W): the heads from number `first` on of the texts' rows, and zeros after the end of a text.
 
         `starts` (B + 1,): the first row of each text and the end of the last.
@@ -82,15 +85,15 @@ class LearningPasses:
         L = shares_BHQL.shape[-1]
         self._run("softmax_backward", gradient_BHQL, shares_BHQL, ctypes.c_float(scale), shares_BHQL.numel() // L, L)
 
-    def multiply_transposed(self, low_TR: Tensor, states: Tensor) -> Tensor:
-        """(R, N) float32: `low_TR` transposed, times states (T, N)."""
-        (T, R), N = low_TR.shape, states.shape[1]
-        out_RN = torch.empty(R, N)
-        self._run("multiply_transposed", out_RN, low_TR, states, T, R, N, states.stride(0))
+    def multiply_transposed(self, low_TR: Tensor, states_TN: Tensor) -> Tensor:
+        """(R, N) float32: `low_TR` transposed, times states."""
+        (T, R), N = low_TR.shape, states_TN.shape[1]
+        out_RN, strides = torch.empty(R, N), (low_TR.stride(0), states_TN.stride(0))
+        self._run("multiply_transposed", out_RN, low_TR, states_TN, T, R, N, *strides)
         return out_RN
 
     def _run(self, name: str, *arguments: Any) -> None:
-        """Call a function with tensors, whose rows are contiguous, as pointers, and the number of threads."""
+        """Call a function with pointers to tensors, whose rows are contiguous, and with the number of threads."""
         given = [
             ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) if isinstance(x, int) else x
             for x in arguments

@@ -60,7 +60,7 @@ class LowRankProduct:
             first += base.out_features
         self.room = -(-rank // WIDTH) * WIDTH
         weight_NK = torch.cat([base.weight.detach() for base in bases])
-        biases = [base.bias for base in bases if base.bias is not None]
+        biases: list[Tensor] = [base.bias for base in bases if base.bias is not None]
         self._forward = Weight(F.pad(weight_NK, (0, self.room)), torch.cat(biases) if biases else None).keep_packed()
         self._backward = Weight(F.pad(weight_NK.T, (0, self.room))).keep_packed()
         self._down = self._back_down = self._forward
@@ -93,28 +93,22 @@ class LowRankProduct:
         low_TR = self._low(states, self._down, passes)
         return passes.linear(states, self._forward), low_TR
 
-    def backward(
-        self, gradient: Tensor, passes: LearningPasses, *, states_learn: bool = True
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients (T, K) of the states, unless they learn nothing, and (T, R) of the low-rank products.
+    def backward(self, gradient: Tensor, passes: LearningPasses) -> Tensor:
+        """The gradient (T, K) of the states, from that of the outputs, (T, N + R), as `backward_low` leaves it."""
+        self.backward_low(gradient, passes)
+        return passes.linear(gradient, self._backward)
 
-        From that of the outputs, (T, N + R), at whose end the latter are written.
-        """
-        of_low_TR = self._low(gradient, self._back_down, passes)
-        return passes.linear(gradient, self._backward) if states_learn else None, of_low_TR
+    def backward_low(self, gradient: Tensor, passes: LearningPasses) -> None:
+        """Write the gradient of the low-rank products at the end of the outputs', (T, N + R)."""
+        self._low(gradient, self._back_down, passes)
 
     def gradients(
-        self,
-        gradient: Tensor,
-        of_low_TR: Tensor | None,
-        states_TK: Tensor,
-        low_TR: Tensor | None,
-        passes: LearningPasses,
+        self, gradient: Tensor, states_TK: Tensor, low_TR: Tensor | None, passes: LearningPasses
     ) -> list[Tensor]:
-        """Those of `parameters`, from those of the outputs and of the low-rank products."""
-        if of_low_TR is None or low_TR is None:
+        """Those of `parameters`, from that of the outputs as `backward_low` leaves it."""
+        if low_TR is None:
             return []
-        of_a_RK = passes.multiply_transposed(of_low_TR, states_TK)
+        of_a_RK = passes.multiply_transposed(gradient[:, self._N :], states_TK)
         of_b_RN = passes.multiply_transposed(low_TR, gradient[:, : self._N])
         found = []
         for update in self.updates:

@@ -1,4 +1,5 @@
-// Sixteen floats at a time, between bfloat16 (the upper half of a float), on processors with AVX-512.
+// What our products and passes on processors with AVX-512 and AMX have in common: sixteen floats at a time, from bfloat16
+// (the upper half of a float) and back, and the shapes of tiles.
 
 #pragma once
 
@@ -7,7 +8,17 @@
 
 using bfloat16 = uint16_t;
 
-// e^x as 2^n times the Taylor polynomial of the rest, to 1e-4 of it: bfloat16 rounds by up to 4e-3.
+struct Shapes {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+alignas(64) static const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+static inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
+
+// What bfloat16 rounds, by up to 4e-3 of it, is computed to 1e-4 of it: e^x as 2^n times the Taylor polynomial of the
+// rest, quotients by the processor's estimate of a reciprocal.
 static inline __m512 exponential(__m512 x) {
     __m512 power = x * 1.44269504f, n = _mm512_roundscale_ps(power, 0), f = (power - n) * 0.693147181f;
     return _mm512_scalef_ps(1 + f * (1 + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24)))), n);

@@ -1,4 +1,4 @@
-"""Training on AMX tiles: states and gradients are those of transformers' layers, and it is taken only where it can be."""
+"""Training on AMX tiles: states and gradients are those of transformers' layers, and it is taken where it can be."""
 
 from collections.abc import Callable
 from pathlib import Path
