@@ -36,7 +36,8 @@ class Weight:
 
     def keep_packed(self) -> "Weight":
         """Packed from now on, for however few rows, and no longer there for torch's products."""
-        assert self.packed.dtype == torch.bfloat16 and self.packed_bias_N is self.packed_bias_N, self.packed.dtype
+        assert self.packed.dtype == torch.bfloat16, self.packed.dtype
+        _ = self.packed_bias_N  # made now as well
         self._rows, self.plain_NK = WORTH, self.plain_NK.to("meta")
         return self
 
