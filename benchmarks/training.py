@@ -169,7 +169,7 @@ def merged(value: Any, changes: dict[str, Any] | None) -> Any:
 def tuned(job: Job, *, batch: int, dtype: str, tune: bool) -> Peer:
     """The fastest settings of the peer: first attention and frozen weights, then the mini-batch."""
     precisions = ("bfloat16", "float32") if dtype == "bfloat16" else ("float32",)
-    kinds = [Peer(attention, kind, MINI_BATCHES[0]) for attention in ("sdpa", "eager") for kind in precisions]
+    kinds = [Peer(attention, kind, MINI_BATCHES[0]) for attention in ("eager", "sdpa") for kind in precisions]
     if not tune:
         return kinds[0]
     short = replace(job, recipe=job.recipe | {"optimizer": job.recipe["optimizer"] | {"steps": job.skip + 2}})

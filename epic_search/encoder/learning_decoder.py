@@ -1,11 +1,11 @@
 """The decoder of an encoder in training: packed texts through frozen layers with LoRA, in bfloat16 on a CPU with AMX.
 
 transformers' layers under autocast are the reference, and what is trained everywhere else. Here a layer is one step of
-autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes between them
-(`learning.cpp`), attention as batched products over neighbours of similar length (as in `products.py`), and of the
-last layer only the tokens that are read. Between the two passes it keeps, for each token and layer, its states twice,
-queries, keys and values, attention's shares and result, and gates; the norms and what comes through the gates are
-cheaper to compute again.
+autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes and attention
+inside of texts between them (`learning.cpp`), and of the last layer only the tokens that are read. From one pass to the
+other it keeps, for each token and layer, its states before attention and before the MLP, queries, keys, values, what
+attention found, gates, and what they are for; norms, attention's weights and what comes through the gates are cheaper
+to compute again.
 
 Shapes as in `attention.py`, and D width of the backbone, W head width, R positions of a text that are read.
 """
@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from epic_search.encoder.attention import Packing
 from epic_search.encoder.decoder import RMSNorm
-from epic_search.encoder.learning_passes import LearningPasses
+from epic_search.encoder.learning_passes import Attention, LearningPasses
 from epic_search.encoder.low_rank import LowRankProduct, base_of
 from epic_search.encoder.passes import VARIABLE, Compiled, Rotation, compiled
-from epic_search.encoder.products import buckets
 from epic_search.encoder.tiles import WIDTH
 
 
@@ -57,46 +56,29 @@ class LearningDecoder:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Neighbouring texts whose attention is one batched product.
+class Texts:
+    """What all layers need to know of packed texts: where they are, and which of their tokens ask (`rows`; None: all).
 
-    `keys`, `queries`: where their tokens begin and end in the packed row, and those that ask among all that do;
-    `seen_BQ`: how many keys each sees; `longest`: tokens of a text, and of those that ask, at most.
+    `starts`, `asking` (B + 1,): where texts begin, and the last ends, among all tokens and among those that ask;
+    `seen`: how many tokens of its text each of the latter sees; `rotation`, `asked`: of both.
     """
 
-    keys: Tensor
-    queries: Tensor
-    seen_BQ: Tensor
-    longest: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What all layers need to know of packed texts. `rows`: the tokens that ask; None: all."""
-
-    buckets: list[Bucket]
+    starts: Tensor
+    asking: Tensor
+    seen: Tensor
     rotation: Rotation
-    asking: Rotation
+    asked: Rotation
     rows: Tensor | None
 
     @classmethod
     def of(cls, packing: Packing, rotation: Rotation, reads_BR: Tensor | None) -> "Texts":
-        bounds, found, text = packing.boundaries.long(), [], 0
-        for bucket in buckets(tuple(packing.lengths)):
-            own = slice(text, text + len(bucket.lengths_B))
-            keys, longest = bounds[own.start : own.stop + 1], int(bucket.lengths_B.max())
-            if reads_BR is None:
-                seen_BQ = torch.arange(1, longest + 1).expand(len(bucket.lengths_B), -1).contiguous()
-                found.append(Bucket(keys, keys, seen_BQ, (longest, longest)))
-            else:
-                R = reads_BR.shape[1]
-                queries = torch.arange(own.start, own.stop + 1) * R
-                found.append(Bucket(keys, queries, reads_BR[own] + 1, (longest, R)))
-            text = own.stop
+        starts = packing.boundaries.long()
         if reads_BR is None:
-            return cls(found, rotation, rotation, None)
-        rows = (bounds[:-1, None] + reads_BR).flatten()
-        return cls(found, rotation, (rotation[0][rows], rotation[1][rows]), rows)
+            seen = torch.cat([torch.arange(1, length + 1) for length in packing.lengths])
+            return cls(starts, starts, seen, rotation, rotation, None)
+        rows = (starts[:-1, None] + reads_BR).flatten()
+        asking = torch.arange(len(starts)) * reads_BR.shape[1]
+        return cls(starts, asking, reads_BR.flatten() + 1, rotation, (rotation[0][rows], rotation[1][rows]), rows)
 
 
 class _Layer:
@@ -115,7 +97,13 @@ class _Layer:
         self.out, self.down = LowRankProduct([attention.o_proj]), LowRankProduct([mlp.down_proj])
         self.gate_up = LowRankProduct([mlp.gate_proj, mlp.up_proj])
         self.products = [*([self.query] if self.query else []), self.key_value, self.out, self.gate_up, self.down]
+        self._key = 0 if apart else self.heads * self.width
         self.parameters = [parameter for product in self.products for parameter in product.parameters]
+
+    def attention(self, query: Tensor, joined: Tensor, texts: Texts) -> Attention:
+        """Of heads in the rows of `query` to those behind them, or where these are apart, to all in `joined`."""
+        heads = self._key, self.heads, self.groups, self.width, self.scale
+        return Attention(query, joined, *heads, texts.asking, texts.starts, texts.seen)
 
 
 def _run(states_TD: Tensor, layer: _Layer, texts: Texts) -> Tensor:
@@ -153,31 +141,19 @@ def _forward(states_TD: Tensor, layer: _Layer, texts: Texts) -> tuple[Tensor, li
         own_QD = states_TD if rows is None else states_TD[rows]
         normed, query_scales = passes.norm(own_QD, layer.norm.weight, layer.norm.eps, room=layer.query.room)
         query, low_QR = layer.query.forward(normed, passes)
-        passes.rotate(query, H, texts.asking)
+        passes.rotate(query, H, texts.asked)
         passes.rotate(joined, G, texts.rotation)
     else:
         passes.rotate(joined, H + G, texts.rotation)
-    key = joined.shape[1] // W - 2 * G  # the number of the first head of keys
-    attended, heads = joined.new_zeros(len(own_QD), H * W + layer.out.room), []
-    for bucket in texts.buckets:
-        (L, Q), B = bucket.longest, len(bucket.seen_BQ)
-        q = passes.split_heads(query, bucket.queries, first=0, heads=H, width=W, longest=Q)
-        k, v = (
-            passes.split_heads(joined, bucket.keys, first=first, heads=G, width=W, longest=L)
-            for first in (key, key + G)
-        )
-        q, k, v = q.view(B * G, -1, W), k.view(B * G, L, W), v.view(B * G, L, W)
-        shares = torch.bmm(q, k.transpose(1, 2))  # the query heads of a group are rows of one product
-        passes.softmax(shares.view(B, H, Q, L), bucket.seen_BQ, layer.scale)
-        passes.join_heads(attended, torch.bmm(shares, v).view(B, H, Q, W), bucket.queries, first=0)
-        heads += [q, k, v, shares]
+    attended = joined.new_zeros(len(own_QD), H * W + layer.out.room)
+    passes.attend(attended, layer.attention(query, joined, texts))
     middle_QD, out_low_QR = layer.out.forward(attended, passes)
     mlp_norm, room = layer.mlp_norm, layer.gate_up.room
     normed, mlp_scales_Q = passes.norm(middle_QD, mlp_norm.weight, mlp_norm.eps, room=room, added_TD=own_QD)
     gate_up, gate_low_QR = layer.gate_up.forward(normed, passes)
     out_QD, down_low_QR = layer.down.forward(passes.gate(gate_up, room=layer.down.room), passes)
-    kept = [states_TD, scales_T, low_TR, own_QD, query_scales, low_QR, attended, out_low_QR]
-    kept += [middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR, *heads]
+    kept = [states_TD, scales_T, low_TR, joined, own_QD, query_scales, low_QR, query, attended, out_low_QR]
+    kept += [middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR]
     return out_QD.add_(middle_QD), kept
 
 
@@ -186,8 +162,8 @@ def _backward(
 ) -> tuple[Tensor | None, list[Tensor]]:
     """The gradients of the states before a layer, where these learn, and of its parameters."""
     passes, rows, H, G, W = layer.passes, texts.rows, layer.heads, layer.groups, layer.width
-    states_TD, scales_T, low_TR, own_QD, query_scales, low_QR, attended, out_low_QR, *kept = kept
-    middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR, *heads = kept
+    states_TD, scales_T, low_TR, joined, own_QD, query_scales, low_QR, query, attended, out_low_QR, *kept = kept
+    middle_QD, mlp_scales_Q, gate_up, gate_low_QR, down_low_QR = kept
     # The MLP.
     gradient = F.pad(gradient_QD, (0, layer.down.room))
     of_inner_QI = layer.down.backward(gradient, passes)
@@ -203,22 +179,11 @@ def _backward(
     gradient = F.pad(of_own_QD, (0, layer.out.room))
     of_attended = layer.out.backward(gradient, passes)
     of_out = layer.out.gradients(gradient, attended[:, : H * W], out_low_QR, passes)
-    is_apart = layer.query is not None
-    key = 0 if is_apart else H
-    of_joined = states_TD.new_zeros(len(states_TD), (key + 2 * G) * W + layer.key_value.room)
-    of_query = own_QD.new_zeros(len(own_QD), H * W + layer.query.room) if layer.query else of_joined
-    for bucket, start in zip(texts.buckets, range(0, len(heads), 4), strict=True):
-        (L, Q), B, (q, k, v, shares) = bucket.longest, len(bucket.seen_BQ), heads[start : start + 4]
-        of_out_heads = passes.split_heads(of_attended, bucket.queries, first=0, heads=H, width=W, longest=Q).view_as(q)
-        of_value = torch.bmm(shares.transpose(1, 2), of_out_heads)
-        of_scores = torch.bmm(of_out_heads, v.transpose(1, 2))
-        passes.softmax_backward(of_scores, shares, layer.scale)
-        of_key = torch.bmm(of_scores.transpose(1, 2), q)
-        passes.join_heads(of_query, torch.bmm(of_scores, k).view(B, H, Q, W), bucket.queries, first=0)
-        passes.join_heads(of_joined, of_key.view(B, G, L, W), bucket.keys, first=key)
-        passes.join_heads(of_joined, of_value.view(B, G, L, W), bucket.keys, first=key + G)
-    (cos, sin), (asking_cos, asking_sin) = texts.rotation, texts.asking
-    passes.rotate(of_joined, G if is_apart else H + G, (cos, -sin))
+    of_joined = joined.new_zeros(len(joined), joined.shape[1] + layer.key_value.room)
+    of_query = query.new_zeros(len(query), H * W + layer.query.room) if layer.query else of_joined
+    passes.attend_backward(of_query, of_joined, of_attended, layer.attention(query, joined, texts))
+    (cos, sin), (asking_cos, asking_sin) = texts.rotation, texts.asked
+    passes.rotate(of_joined, G if layer.query else H + G, (cos, -sin))
     # The norm before it, of all tokens and, apart from these, of those that ask.
     of_all_TD = of_own_QD if rows is None else torch.zeros_like(states_TD)
     if states_learn:
@@ -255,7 +220,9 @@ def learning_decoder(backbone: Any) -> LearningDecoder | None:
 
 def _is_plain(layer: Any) -> bool:
     attention, mlp, sample = layer.self_attn, layer.mlp, torch.linspace(-8, 8, 65)
-    if hasattr(attention, "q_norm") or not torch.equal(mlp.act_fn(sample), F.silu(sample)):
+    if attention.head_dim % WIDTH or hasattr(attention, "q_norm"):
+        return False
+    if not torch.equal(mlp.act_fn(sample), F.silu(sample)):
         return False
     joined = [[attention.q_proj], [attention.k_proj, attention.v_proj], [attention.o_proj]]
     for parts in [*joined, [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]:

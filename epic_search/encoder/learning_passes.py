@@ -1,16 +1,49 @@
 """The compiled passes of training (`learning.cpp`), and what they need beside the ones of inference: products on tiles.
 
-Shapes: T tokens, D width, I width inside the MLP; in a bucket of texts B texts of up to L tokens, H heads of width W,
-Q queries and L keys of each text.
+Shapes: T tokens, D width, I width inside the MLP, B texts.
 """
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from epic_search.encoder.passes import Compiled, Rotation
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What attention is asked of: heads in rows of queries, and groups of keys and then of values in `joined` rows.
+
+    `first`: the number with which the keys begin; `asking`, `starts` (B + 1,): where each text's rows begin in both,
+    and the last ends; `seen`: how many keys each row of queries sees.
+    """
+
+    query: Tensor
+    joined: Tensor
+    first: int
+    heads: int
+    groups: int
+    width: int
+    scale: float
+    asking: Tensor
+    starts: Tensor
+    seen: Tensor
+
+    @property
+    def wide(self) -> int:
+        """Numbers that the keys take."""
+        return self.groups * self.width
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As the compiled functions take them."""
+        key, value = self.joined[:, self.first :], self.joined[:, self.first + self.wide :]
+        rows = self.query, self.query.stride(0), key, value, self.joined.stride(0)
+        texts = self.asking, self.starts, self.seen, ctypes.c_float(self.scale), len(self.starts) - 1
+        return (*rows, *texts, self.heads, self.groups, self.width)
 
 
 class LearningPasses:
@@ -59,31 +92,16 @@ class LearningPasses:
         width = 2 * rotation[0].shape[-1]
         self._rotate(states[:, : heads * width].unflatten(1, (heads, width)), rotation)
 
-    def split_heads(
-        self, states: Tensor, starts: Tensor, *, first: int, heads: int, width: int, longest: int
-    ) -> Tensor:
-        """(B, H, L, W): the heads from number `first` on of the texts' rows, and zeros after the end of a text.
+    def attend(self, out: Tensor, attention: Attention) -> None:
+        """Write what the tokens that ask have found, all heads of them, at the beginning of the rows of `out`."""
+        self._run("attend_texts", out, out.stride(0), *attention.arguments)
 
-        `starts` (B + 1,): the first row of each text and the end of the last.
-        """
-        B = len(starts) - 1
-        out_BHLW = states.new_empty(B, heads, longest, width)
-        self._run("split_heads", out_BHLW, states[:, first * width :], starts, states.stride(0), *out_BHLW.shape)
-        return out_BHLW
-
-    def join_heads(self, states: Tensor, heads_BHLW: Tensor, starts: Tensor, *, first: int) -> None:
-        """The way back: write heads into the texts' rows."""
-        where = states[:, first * heads_BHLW.shape[-1] :]
-        self._run("join_heads", where, heads_BHLW, starts, states.stride(0), *heads_BHLW.shape)
-
-    def softmax(self, scores_BHQL: Tensor, seen_BQ: Tensor, scale: float) -> None:
-        """In place: of scale * scores over the first keys, as many as each query sees."""
-        self._run("softmax", scores_BHQL, seen_BQ, ctypes.c_float(scale), *scores_BHQL.shape)
-
-    def softmax_backward(self, gradient_BHQL: Tensor, shares_BHQL: Tensor, scale: float) -> None:
-        """In place: the gradient of scores from that of `shares_BHQL`."""
-        L = shares_BHQL.shape[-1]
-        self._run("softmax_backward", gradient_BHQL, shares_BHQL, ctypes.c_float(scale), shares_BHQL.numel() // L, L)
+    def attend_backward(self, of_query: Tensor, of_joined: Tensor, of_out: Tensor, attention: Attention) -> None:
+        """Write the gradients of queries, keys and values where these stand in their rows; from that of the result."""
+        of_parts = (of_joined[:, attention.first :], of_joined[:, attention.first + attention.wide :])
+        strides = of_joined.stride(0), of_out, of_out.stride(0)
+        arguments = (of_query, of_query.stride(0), *of_parts, *strides, *attention.arguments)
+        self._run("attend_texts_backward", *arguments)
 
     def multiply_transposed(self, low_TR: Tensor, states_TN: Tensor) -> Tensor:
         """(R, N) float32: `low_TR` transposed, times states."""

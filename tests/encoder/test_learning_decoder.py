@@ -22,9 +22,9 @@ WIDE = {
     "hidden_size": 64,
     "intermediate_size": 160,
     "num_hidden_layers": 2,
-    "num_attention_heads": 8,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
+    "head_dim": 32,
     "max_position_embeddings": 256,
     "bos_token_id": 256,
     "eos_token_id": 257,
@@ -139,12 +139,19 @@ def test_it_is_taken_where_it_can_be(make: Make, monkeypatch: pytest.MonkeyPatch
     assert learning_decoder(make(dtype=torch.bfloat16)) is None
 
 
-def test_encoders_are_trained_by_it(tiny_config: EncoderConfig, library: Compiled) -> None:
+def test_encoders_are_trained_by_it(
+    make: Make, tmp_path: Path, tiny_backbone_folder: Path, tiny_contextual_folder: Path
+) -> None:
+    make(dtype=torch.float32)
+    (tmp_path / "llama" / "tokenizer.json").write_bytes((tiny_backbone_folder / "tokenizer.json").read_bytes())
+    contextual = {"encoder": str(tiny_contextual_folder), "max_length": 64}
+    folder = str(tmp_path / "llama")
+    config = EncoderConfig(name="tiny", backbone=folder, max_length=64, pooling="concat", contextual=contextual)
+    config = config.model_copy(update={"lora": LoraSettings(rank=4, alpha=8)})
     made = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        made[dtype] = Encoder.create(tiny_config, device="cpu", dtype=dtype)
-    assert made[torch.float32].model._learning is None
-    assert (made[torch.bfloat16].model._learning is not None) == library.has_tiles
+        made[dtype] = Encoder.create(config, device="cpu", dtype=dtype)
+    assert made[torch.float32].model._learning is None and made[torch.bfloat16].model._learning is not None
     plain, fast = (encoder.encode_passages(["a text", "and another one"]) for encoder in made.values())
-    assert (plain * fast).sum(axis=1).min() > 0.99
+    assert (plain * fast).sum(axis=1).min() > 0.999

@@ -1,11 +1,13 @@
 """The compiled passes of training, both ways, are what torch computes in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epic_search.encoder.learning_passes import LearningPasses
+from epic_search.encoder.learning_passes import Attention, LearningPasses
 from epic_search.encoder.passes import Compiled
 
 ROUNDED = 2**-8  # a bfloat16 is within so much of what it stands for
@@ -25,7 +27,7 @@ def close(found: Tensor, expected: Tensor, *, sums: float = 0.0) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=ROUNDED + COMPUTED, atol=1e-5 + sums)
 
 
-def wide(numbers: Tensor) -> Tensor:
+def exactly(numbers: Tensor) -> Tensor:
     return numbers.double().requires_grad_()
 
 
@@ -37,7 +39,7 @@ def test_norm(passes: LearningPasses, rows: int) -> None:
     normed, scales = passes.norm(own, weight, 1e-5, room=32, added_TD=added)
     assert torch.equal(own, states + added)
     assert not normed[:, 96:].any(), "room is filled with zeros"
-    total = wide(own)
+    total = exactly(own)
     expected = F.rms_norm(total, (96,), weight.double(), 1e-5)
     close(normed[:, :96], expected)
     (of_total,) = torch.autograd.grad(expected, total, of_normed.double())
@@ -51,7 +53,7 @@ def test_norm(passes: LearningPasses, rows: int) -> None:
 def test_gate(passes: LearningPasses, rows: int) -> None:
     gate_up, of_out = torch.randn(rows, 192).bfloat16() * 5, torch.randn(rows, 96).bfloat16()
     gate_up[0, :4] = torch.tensor([-1e3, 1e3, -1e30, 1e30])
-    both = wide(gate_up)
+    both = exactly(gate_up)
     expected = F.silu(both[:, :96]) * both[:, 96:]
     found = passes.gate(gate_up, room=32)
     close(found[:, :96], expected)
@@ -61,34 +63,41 @@ def test_gate(passes: LearningPasses, rows: int) -> None:
     close(gradient[:, :192], expected_gradient, sums=1e-3)
 
 
-def test_softmax_of_what_is_seen(passes: LearningPasses) -> None:
-    B, H, Q, L = 3, 2, 5, 37
-    scores, seen_BQ = torch.randn(B, H, Q, L).bfloat16() * 9, torch.randint(1, L + 1, (B, Q))
-    exact = wide(scores)
-    hidden = torch.arange(L) >= seen_BQ[:, None, :, None]
-    expected = (0.3 * exact).masked_fill(hidden, -torch.inf).softmax(dim=-1)
-    shares = scores.clone()
-    passes.softmax(shares, seen_BQ, 0.3)
-    close(shares, expected)
-    of_shares = torch.randn(B, H, Q, L).bfloat16()
-    (of_scores,) = torch.autograd.grad(expected, exact, of_shares.double())
-    passes.softmax_backward(of_shares, shares, 0.3)
-    close(of_shares, of_scores, sums=5e-3)
-    assert not of_shares[hidden.expand_as(of_shares)].any()
+@pytest.mark.parametrize("reads", [0, 2], ids=["all ask", "two of each text ask"])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(6, 2, 32), (3, 3, 64)])
+def test_attention_inside_texts(passes: LearningPasses, heads: int, groups: int, width: int, reads: int) -> None:
+    """Heads of queries, keys and values in one row, or queries apart; each text by itself, in order."""
+    lengths = [70, 33, 32, 7, 1]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    total, wide = sum(lengths), groups * width
+    joined = torch.randn(total, (0 if reads else heads * width) + 2 * wide).bfloat16()
+    first = joined.shape[1] - 2 * wide
+    offsets = [torch.randint(length, (reads,)) if reads else torch.arange(length) for length in lengths]
+    query = torch.randn(sum(map(len, offsets)), heads * width).bfloat16() if reads else joined
+    asking = torch.tensor([0, *map(len, offsets)]).cumsum(0)
+    attention = Attention(query, joined, first, heads, groups, width, 0.3, asking, starts, seen=torch.cat(offsets) + 1)
+    out = torch.zeros(len(query), heads * width + 32).bfloat16()
+    passes.attend(out, attention)
+    assert not out[:, heads * width :].any()
 
+    exact_query, exact = exactly(query[:, : heads * width]), exactly(joined[:, first:])
+    parts = []
+    for text, (start, stop) in enumerate(pairwise(starts)):
+        q = exact_query[asking[text] : asking[text + 1]].unflatten(1, (heads, width)).transpose(0, 1)
+        k, v = exact[start:stop].unflatten(1, (2 * groups, width)).transpose(0, 1).split(groups)
+        sees = torch.arange(len(k[0])) <= offsets[text][:, None]
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True))
+    expected = torch.cat([part.transpose(0, 1).flatten(1) for part in parts])
+    close(out[:, : heads * width], expected, sums=0.02)
 
-def test_heads_of_texts_there_and_back(passes: LearningPasses) -> None:
-    lengths, W = [7, 5, 5], 8
-    starts = torch.tensor([3, 10, 15, 20])
-    states = torch.randn(25, 6 * W).bfloat16()
-    heads = passes.split_heads(states, starts, first=2, heads=3, width=W, longest=7)
-    for text, (start, length) in enumerate(zip(starts, lengths, strict=False)):
-        expected = states[start : start + length, 2 * W : 5 * W].unflatten(1, (3, W)).transpose(0, 1)
-        assert torch.equal(heads[text, :, :length], expected) and not heads[text, :, length:].any()
-    back = torch.zeros_like(states)
-    passes.join_heads(back, heads, starts, first=2)
-    assert torch.equal(back[3:20, 2 * W : 5 * W], states[3:20, 2 * W : 5 * W])
-    assert back.count_nonzero() == states[3:20, 2 * W : 5 * W].count_nonzero()
+    of_out = torch.randn(len(query), heads * width).bfloat16()
+    of_query, of_keys = torch.autograd.grad(expected, (exact_query, exact), of_out.double())
+    found = torch.zeros_like(joined)
+    found_query = torch.zeros_like(query) if reads else found
+    passes.attend_backward(found_query, found, of_out, attention)
+    for gradient, exact_gradient in ((found_query[:, : heads * width], of_query), (found[:, first:], of_keys)):
+        assert (gradient - exact_gradient).norm() < 0.01 * exact_gradient.norm()
+    torch.testing.assert_close(found[:, first:].double(), of_keys, rtol=0.02, atol=0.1)
 
 
 @pytest.mark.parametrize(("rows", "ranks", "width"), [(1, 32, 32), (100, 64, 96), (1031, 32, 576)])
