@@ -1,11 +1,11 @@
 """The decoder of an encoder in training: packed texts through frozen layers with LoRA, in bfloat16 on a CPU with AMX.
 
 transformers' layers under autocast are the reference, and what is trained everywhere else. Here a layer is one step of
-autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes and attention
-inside of texts between them (`learning.cpp`), and of the last layer only the tokens that are read. From one pass to the
-other it keeps, for each token and layer, its states before attention and before the MLP, queries, keys, values, what
-attention found, gates, and what they are for; norms, attention's weights and what comes through the gates are cheaper
-to compute again.
+autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes between them
+(`learning.cpp`), attention inside of texts (`learning_attention.cpp`), and of the last layer only the tokens that are
+read. From one pass to the other it keeps, for each token and layer, its states before attention and before the MLP,
+queries, keys, values, what attention found, gates, and what they are for; norms, attention's weights and what comes
+through the gates are cheaper to compute again.
 
 Shapes as in `attention.py`, and D width of the backbone, W head width, R positions of a text that are read.
 """

@@ -2,7 +2,8 @@
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
-processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way. It is
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so is
+what training adds (`learning.cpp`, `learning_attention.cpp`), of which `learning_decoder.py` makes its steps. It is
 built when a batch is large enough to be worth those seconds, so never for a single query; a library that is there
 serves all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops
 write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says
@@ -34,8 +35,9 @@ from epic_search.encoder.backbone import Choice
 from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
-SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp", "learning.cpp")]
-HEADERS = [Path(__file__).with_name("vectors.h")]
+HERE = Path(__file__).parent
+SOURCES = [HERE / name for name in ("fused.cpp", "tiles.cpp", "learning.cpp", "learning_attention.cpp")]
+HEADERS = [HERE / "vectors.h"]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
 GRAIN = 32768  # numbers that are worth a thread, as torch has it

@@ -32,12 +32,26 @@ static inline __m512 load(const bfloat16 *from) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
 }
 
-static inline __m512 load(const bfloat16 *from, __mmask16 which) { return widen(_mm256_maskz_loadu_epi16(which, from)); }
-
 static inline void store(bfloat16 *to, __m512 numbers) {
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 
-static inline void store(bfloat16 *to, __m512 numbers, __mmask16 which) {
-    _mm256_mask_storeu_epi16(to, which, (__m256i)_mm512_cvtneps_pbh(numbers));
+constexpr int BYTES = sizeof(bfloat16);
+
+// 32 x 32 numbers as two tiles of 16 columns each, whose rows are pairs of rows. Of a block with less rows the rest is 0.
+static inline void pair_rows(bfloat16 *tiles, const bfloat16 *from, int64_t stride, int64_t rows) {
+    alignas(64) static const struct Order {
+        uint16_t left[32], right[32];
+        constexpr Order() : left(), right() {
+            for (int i = 0; i < 32; i++) left[i] = i / 2 + i % 2 * 32, right[i] = left[i] + 16;
+        }
+    } order;
+    __m512i left = _mm512_load_si512(order.left), right = _mm512_load_si512(order.right);
+    for (int64_t row = 0; row < 32; row += 2) {
+        __m512i zero = _mm512_setzero_si512();
+        __m512i even = row < rows ? _mm512_loadu_si512(from + row * stride) : zero;
+        __m512i odd = row + 1 < rows ? _mm512_loadu_si512(from + (row + 1) * stride) : zero;
+        _mm512_store_si512(tiles + row * 16, _mm512_permutex2var_epi16(even, left, odd));
+        _mm512_store_si512(tiles + 512 + row * 16, _mm512_permutex2var_epi16(even, right, odd));
+    }
 }
