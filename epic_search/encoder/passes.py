@@ -2,12 +2,12 @@
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
-processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so is
-what training adds (`learning.cpp`, `learning_attention.cpp`), of which `learning_decoder.py` makes its steps. It is
-built when a batch is large enough to be worth those seconds, so never for a single query; a library that is there
-serves all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops
-write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says
-why.
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so
+is what training adds (`learning.cpp`, `learning_attention.cpp`), of which `learning_decoder.py` makes its steps. It is
+built for training, and when a batch is large enough to be worth those seconds, so never for a single query; a library
+that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
+our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search
+doctor` says why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
