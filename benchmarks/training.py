@@ -16,11 +16,11 @@ of a corpus is learned from in a second, whatever else a method reads for it.
 
 The peer runs in its own trainer with fused AdamW. Its attention, the precision of its frozen weights and its mini-batch
 are those that were fastest in short runs before (--no-tune: the first of each). Each measurement is a process of its
-own; the set-ups take turns, round by round; a figure is the median of the rounds, with the lowest and the highest. A
-machine with other work to do is fairer by processor time (the last column: seconds of all cores, with
-OMP_WAIT_POLICY=passive, or threads that wait count). The first --skip steps of a run warm up. Peak memory is that of
-the steps after these: of the process on a CPU, of torch's allocator on a GPU. The loss of the first step shows that it
-is the same work: no LoRA layer has moved yet.
+own; the set-ups take turns, round by round; a figure is the median of the rounds, with the lowest and the highest.
+Where other work runs beside it, processor time is fairer (the last columns: of all cores together; with
+OMP_WAIT_POLICY=passive, so that threads that wait do not count). The first --skip steps of a run warm up. Peak memory
+is that of the steps after these: of the process on a CPU, of torch's allocator on a GPU. The loss of the first step
+shows that it is the same work: no LoRA layer has moved yet.
 """
 
 import json
