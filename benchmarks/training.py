@@ -16,9 +16,11 @@ of a corpus is learned from in a second, whatever else a method reads for it.
 
 The peer runs in its own trainer with fused AdamW. Its attention, the precision of its frozen weights and its mini-batch
 are those that were fastest in short runs before (--no-tune: the first of each). Each measurement is a process of its
-own; the set-ups take turns, round by round; a figure is the median of the rounds, with the lowest and the highest. The
-first --skip steps of a run warm up. Peak memory is that of the steps after these: of the process on a CPU, of torch's
-allocator on a GPU. The loss of the first step shows that it is the same work: no LoRA layer has moved yet.
+own; the set-ups take turns, round by round; a figure is the median of the rounds, with the lowest and the highest.
+Where other work runs beside it, processor time is fairer (the last columns: of all cores together; with
+OMP_WAIT_POLICY=passive, so that threads that wait do not count). The first --skip steps of a run warm up. Peak memory
+is that of the steps after these: of the process on a CPU, of torch's allocator on a GPU. The loss of the first step
+shows that it is the same work: no LoRA layer has moved yet.
 """
 
 import json
@@ -74,6 +76,9 @@ def main(
     precision: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option()] = "auto",
     threads: int | None = None,
     tune: bool = True,
+    setups: Annotated[
+        list[str] | None, typer.Option("--setup", help="These alone, by their names in the table.")
+    ] = None,
     seed: int = 7,
     out: Path | None = None,
 ) -> None:
@@ -110,6 +115,7 @@ def main(
         rows = [Row(name, changes) for name, changes in our_setups().items()]
         cached = tuned(job, batch=batch, dtype=dtype, tune=tune)
         rows += [Row("peer, cached", asdict(cached)), Row("peer", asdict(replace(cached, mini_batch=None)))]
+        rows = [row for row in rows if not setups or row.name in setups]
         for number in range(rounds):
             for row in [*rows]:
                 print(f"round {number + 1} of {rounds}: {row.name}", flush=True)
@@ -163,7 +169,7 @@ def merged(value: Any, changes: dict[str, Any] | None) -> Any:
 def tuned(job: Job, *, batch: int, dtype: str, tune: bool) -> Peer:
     """The fastest settings of the peer: first attention and frozen weights, then the mini-batch."""
     precisions = ("bfloat16", "float32") if dtype == "bfloat16" else ("float32",)
-    kinds = [Peer(attention, kind, MINI_BATCHES[0]) for attention in ("sdpa", "eager") for kind in precisions]
+    kinds = [Peer(attention, kind, MINI_BATCHES[0]) for attention in ("eager", "sdpa") for kind in precisions]
     if not tune:
         return kinds[0]
     short = replace(job, recipe=job.recipe | {"optimizer": job.recipe["optimizer"] | {"steps": job.skip + 2}})
@@ -224,22 +230,30 @@ def rates(row: Row, tokens: int) -> list[float]:
     return [tokens / measured.seconds for measured in row.rounds]
 
 
+def processor_seconds(row: Row) -> float:
+    """Of the steps that are measured, median."""
+    return statistics.median(measured.processor_seconds for measured in row.rounds)
+
+
 def report(rows: list[Row], *, tokens: int) -> None:
     """Print the table: each set-up, and how it stands to the peer with the cache."""
-    compared = next(row for row in rows if row.name == "peer, cached")
+    compared = next((row for row in rows if row.name == "peer, cached"), rows[0])
     base = statistics.median(rates(compared, tokens))
-    print(
-        f"\n{'':18}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'to peer':>9}{'peak MiB':>10}{'read':>10}{'loss 1':>8}"
-    )
+    columns = {"tokens/s": 10, "lowest": 10, "highest": 10, "to peer": 9, "peak MiB": 10, "read": 10, "loss 1": 8}
+    columns |= {"processor": 11, "to peer ": 9}
+    print(f"\n{'':18}" + "".join(f"{name:>{width}}" for name, width in columns.items()))
+    base_processor = tokens / processor_seconds(compared)
     for row in rows:
         found, middle = rates(row, tokens), statistics.median(rates(row, tokens))
         peak = statistics.median(measured.peak for measured in row.rounds) / 2**20
         last = row.rounds[-1]
         print(
             f"{row.name:18}{middle:10,.0f}{min(found):10,.0f}{max(found):10,.0f}{middle / base:10.2f}{peak:10,.0f}"
-            f"{last.row_tokens:10,}{last.first_loss:10.3f}"
+            f"{last.row_tokens:10,}{last.first_loss:8.3f}"
+            f"{tokens / processor_seconds(row):11,.0f}{tokens / processor_seconds(row) / base_processor:9.2f}"
         )
-    print(f"peer: {compared.settings}; read: tokens of all steps with templates and demonstrations, without padding")
+    print(f"{compared.name}: {compared.settings}; processor: tokens in a second of one core;")
+    print("read: tokens of all steps with templates and demonstrations, without padding")
 
 
 if __name__ == "__main__":

@@ -42,13 +42,14 @@ class Job:
 
 @dataclass
 class Measured:
-    """`seconds` of the steps after the first `skip`, and bytes at the peak of these steps.
+    """`seconds` of the steps after the first `skip`, and of the processor in them, and bytes at their peak.
 
     `row_tokens`: what was read in all steps, with templates and demonstrations and without padding; `trained`: the
     number of LoRA weights.
     """
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     peak: int = 0
     first_loss: float = 0.0
     row_tokens: int = 0
@@ -68,6 +69,7 @@ class Watch:
         self.measured = Measured()
         self._job = job
         self._began = 0.0
+        self._processor_began = 0.0
 
     def step(self, number: int) -> None:
         """After a step, counted from 1."""
@@ -79,9 +81,10 @@ class Watch:
                 torch.cuda.reset_peak_memory_stats()
             else:
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
-            self._began = time.perf_counter()
+            self._began, self._processor_began = time.perf_counter(), time.process_time()
         if number == self._job.recipe["optimizer"]["steps"]:
             self.measured.seconds = time.perf_counter() - self._began
+            self.measured.processor_seconds = time.process_time() - self._processor_began
             self.measured.peak = torch.cuda.max_memory_allocated() if on_gpu else peak_of_process()
 
 

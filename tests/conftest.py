@@ -86,6 +86,19 @@ def tiny_config(tiny_backbone_folder: Path, tiny_contextual_folder: Path) -> Enc
 
 
 @pytest.fixture(scope="session")
+def wide_config(tiny_config: EncoderConfig, tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
+    """As the tiny one, with a backbone whose heads are as wide as tiles."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny, folder = Path(tiny_config.backbone), tmp_path_factory.mktemp("wide") / "llama"
+    torch.manual_seed(3)
+    config = AutoConfig.from_pretrained(tiny, hidden_size=64, intermediate_size=160, head_dim=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    shutil.copy(tiny / "tokenizer.json", folder)
+    return tiny_config.model_copy(update={"name": "wide", "backbone": str(folder)})
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder_folder(tiny_config: EncoderConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose LoRA layers are not zero, as after training."""
     folder = tmp_path_factory.mktemp("tiny") / "encoder"

@@ -132,6 +132,7 @@ class Encoder:
         prepare_training(encoder.model, encoder.config, start)
         encoder.model.to(where)
         encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where, training=True).value)
+        encoder.model.learn()
         return encoder
 
     def save(self, folder: Path) -> None:

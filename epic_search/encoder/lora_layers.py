@@ -71,11 +71,11 @@ def _peft_config(settings: LoraSettings) -> LoraConfig:
         bias="none",
     )
     if not settings.dropout:  # with it, the two products have different inputs
-        config._register_custom_module({nn.Linear: _LowRankLinear})  # peft's documented way to bring an own layer
+        config._register_custom_module({nn.Linear: LowRankLinear})  # peft's documented way to bring an own layer
     return config
 
 
-class _LowRankLinear(lora.Linear):
+class LowRankLinear(lora.Linear):
     """peft's linear layer with one adapter."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

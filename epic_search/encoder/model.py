@@ -21,6 +21,7 @@ from epic_search.encoder.checkpoint import Checkpoint
 from epic_search.encoder.config import LORA_FOLDER, PROJECTORS_FILE, EncoderConfig
 from epic_search.encoder.contextual import ContextualEncoder, mean_of_rows
 from epic_search.encoder.decoder import Decoder
+from epic_search.encoder.learning_decoder import LearningDecoder, learning_decoder
 from epic_search.encoder.matryoshka import join
 from epic_search.encoder.prompt import CONTEXTUAL_SLOT, SOFT_SLOT, Row
 from epic_search.encoder.residual import Residual
@@ -43,6 +44,7 @@ class EncoderModel(nn.Module):
         self.contextual = contextual
         self.layout = "padded"
         self._decoder: Decoder | None = None
+        self._learning: LearningDecoder | None = None
         self._plain_attention: str = backbone.config._attn_implementation
         width = backbone.config.hidden_size
         states_width = self.dim = 2 * width if config.pooling == "concat" else width
@@ -77,6 +79,13 @@ class EncoderModel(nn.Module):
         if self.layout == PACKED:
             self._decoder = Decoder(self.backbone)
             if self.contextual is not None:
+                self.contextual.freeze()
+
+    def learn(self) -> None:
+        """Take the fast way, wherever texts are packed and there is one, to train what learns from now on."""
+        if self.layout == PACKED:
+            self._learning = learning_decoder(self.backbone)
+            if self.contextual is not None and not self.contextual.learns:
                 self.contextual.freeze()
 
     @property
@@ -128,6 +137,11 @@ class EncoderModel(nn.Module):
             batch = pack([row.ids for row in rows], device=self.device, first=len(prefix[0][0]) if prefix else 0)
             tokens_1TD = self._input_tokens(batch, context_BC, soft_SE)
             states = self._decoder(tokens_1TD[0], batch.positions[0], batch.packing, prefix=prefix, reads_BR=reads_BR)
+        elif self._learning is not None and self.layout == PACKED:
+            assert prefix is None, "only a frozen model takes a prefix"
+            batch = pack([row.ids for row in rows], device=self.device)
+            tokens_1TD = self._input_tokens(batch, context_BC, soft_SE)
+            states = self._learning(tokens_1TD[0], batch.positions[0], batch.packing, reads_BR=reads_BR)
         else:
             assert prefix is None, "only a frozen model with packed texts takes a prefix"
             batch = lay_out([row.ids for row in rows], self.layout, device=self.device)

@@ -2,11 +2,12 @@
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
-processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way. It is
-built when a batch is large enough to be worth those seconds, so never for a single query; a library that is there
-serves all. Where it cannot be built, and where torch records what gradients need, which would miss what our loops
-write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search doctor` says
-why.
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so
+is what training adds (`learning.cpp`, `learning_attention.cpp`), of which `learning_decoder.py` makes its steps. It is
+built for training, and when a batch is large enough to be worth those seconds, so never for a single query; a library
+that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
+our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search
+doctor` says why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
@@ -34,7 +35,9 @@ from epic_search.encoder.backbone import Choice
 from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
-SOURCES = [Path(__file__).with_name(name) for name in ("fused.cpp", "tiles.cpp")]
+HERE = Path(__file__).parent
+SOURCES = [HERE / name for name in ("fused.cpp", "tiles.cpp", "learning.cpp", "learning_attention.cpp")]
+HEADERS = [HERE / "vectors.h"]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
 GRAIN = 32768  # numbers that are worth a thread, as torch has it
@@ -98,6 +101,7 @@ class Compiled:
     """One pass each, over tensors on the CPU in one of TYPES; numbers are float32 in between."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         signatures: dict[str, list[Any]] = {
             "norm": [pointer] * 4 + [size, size, ctypes.c_float, number],
@@ -247,7 +251,7 @@ def library_path() -> Path:
 
 @cache
 def _version() -> str:
-    return _key(str(FLAGS), *(source.read_text(encoding="utf-8") for source in SOURCES))
+    return _key(str(FLAGS), *(source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)))
 
 
 @cache

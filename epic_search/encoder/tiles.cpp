@@ -20,29 +20,14 @@
 #include <unistd.h>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-using bfloat16 = uint16_t;
 enum Then { NOTHING, GELU, GATE };  // GATE: the first half of a panel is gates, the second what they let through
 
 constexpr int64_t BLOCK = 1400000;  // bytes
 constexpr int64_t GRAIN = 1 << 24;  // multiplications that are worth a thread
-
-struct Shapes {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-};
-alignas(64) const Shapes shapes = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-inline void see_memory() { asm volatile("" ::: "memory"); }  // compilers do not know that tiles are loaded from it
-
-// What bfloat16 rounds, by up to 4e-3 of it, is computed to 1e-4 of it: e^x as 2^n times the Taylor polynomial of the
-// rest, quotients by the processor's estimate of a reciprocal.
-inline __m512 exponential(__m512 x) {
-    __m512 power = x * 1.44269504f, n = _mm512_roundscale_ps(power, 0), f = (power - n) * 0.693147181f;
-    return _mm512_scalef_ps(1 + f * (1 + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24)))), n);
-}
 
 // x times the normal distribution function of x, by formula 7.1.26 of Abramowitz and Stegun.
 inline __m512 gelu(__m512 x) {

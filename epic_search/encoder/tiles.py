@@ -34,6 +34,13 @@ class Weight:
         self._rows += len(states_TK)
         return self._rows >= WORTH
 
+    def keep_packed(self) -> "Weight":
+        """Packed from now on, for however few rows, and no longer there for torch's products."""
+        assert self.packed.dtype == torch.bfloat16, self.packed.dtype
+        _ = self.packed_bias_N  # made now as well
+        self._rows, self.plain_NK = WORTH, self.plain_NK.to("meta")
+        return self
+
     @cached_property
     def packed(self) -> Tensor:
         """(N / 32, K / 32, 2, 16, 16, 2): for 32 outputs and 32 inputs two tiles, their rows pairs of inputs."""

@@ -350,3 +350,22 @@ def test_a_mistake_in_the_data_leaves_no_run_behind(recipe: Recipe, tmp_path: Pa
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="holds no run to resume"):
         train(recipe, out=tmp_path / "run", device="cpu", resume=True)
+
+
+def test_a_run_in_bfloat16_is_that_in_float32_but_for_rounding(
+    wide_config: EncoderConfig,
+    small_recipe: Callable[..., Recipe],
+    run: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On AMX tiles, where there are any, as under autocast, and with the gradient cache."""
+
+    def losses(name: str, compiling: str, **settings: object) -> np.ndarray:
+        monkeypatch.setenv("EPIC_SEARCH_COMPILE", compiling)
+        recipe = small_recipe(encoder=wide_config.model_dump(), optimizer=settings, objective={"demonstrations": 3})
+        return np.array([loss for _, loss in run(recipe, name)[1]])
+
+    exact = losses("float32", "off", precision="float32")
+    for compiling, cache in (("off", False), ("auto", False), ("auto", True)):
+        found = losses(f"{compiling}-{cache}", compiling, precision="bfloat16", gradient_cache=cache)
+        assert np.abs(found - exact).max() < 0.15, (compiling, cache, found, exact)  # of losses of 4 to 5
