@@ -114,7 +114,7 @@ class Compiled:
         self._multiply = None
         if hasattr(library, "tiles_allowed") and library.tiles_allowed():  # it is not there where AMX is not
             self._multiply = library.multiply_tiles
-            self._multiply.argtypes, self._multiply.restype = [pointer] * 4 + [size] * 3 + [number] * 2, None
+            self._multiply.argtypes, self._multiply.restype = [pointer] * 5 + [size] * 3 + [number] * 2, None
 
     @property
     def has_tiles(self) -> bool:
@@ -144,7 +144,7 @@ class Compiled:
         N = len(weight.plain_NK)
         assert weight.plain_NK.shape[1] == K and weight.is_gated == (then == GATE), (K, weight.plain_NK.shape, then)
         out = states_TK.new_empty(T, N // 2 if weight.is_gated else N)
-        inputs = (states_TK.contiguous(), weight.packed, weight.packed_bias_N)
+        inputs = (states_TK.contiguous(), weight.packed, weight.packed_bias_N, weight.scales_N)
         pointers = [None if x is None else x.data_ptr() for x in (out, *inputs)]
         self._multiply(*pointers, T, K, N // WIDTH, then, torch.get_num_threads())
         return out
