@@ -225,9 +225,18 @@ def passes_choice(device: torch.device) -> tuple[Choice, bool]:
         return Choice("torch's own", f"{VARIABLE}=off"), False
     found = compiled(build=True)
     if isinstance(found, Compiled):
-        products = ", bfloat16 products on AMX tiles" if found.has_tiles else ""
+        products = ", products on AMX tiles" if found.has_tiles else ""
         return Choice("compiled", f"one trip through memory each{products}; {library_path()}"), False
     return Choice("torch's own", f"{found}"), True
+
+
+def int8_obstacle(device: torch.device) -> str | None:
+    """Why products on this device cannot be in int8; None if they can. What is to be built is built."""
+    choice, _ = passes_choice(device)
+    found = compiled(build=False)
+    if choice.value != "compiled" or not isinstance(found, Compiled):
+        return choice.reason
+    return None if found.has_tiles else "this processor, or its system, has no AMX"
 
 
 def compiled(*, build: bool) -> Compiled | str | None:
