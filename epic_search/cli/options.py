@@ -65,7 +65,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         envvar="EPIC_SEARCH_DTYPE",
-        help="auto = bfloat16 where the hardware is fast at it. int8, on a CPU with AMX, is faster and a little coarser.",
+        help="auto = bfloat16 where the hardware is fast at it. int8 (CPU with AMX): faster, a little coarser.",
     ),
 ]
 Dim = Annotated[

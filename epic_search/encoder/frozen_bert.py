@@ -54,8 +54,8 @@ class _Layer:
         self._heads = heads
         make = partial(Weight, int8=int8)
         bias = F.pad(own.query.bias, (0, 2 * len(own.query.bias)))
-        # In bfloat16: one channel of the states is many times as large as the others, and what values lose where it sets
-        # the scale adds up over all tokens that are looked at, to more than all other products lose.
+        # Never int8: one channel of the states is many times as large as the others. What values lose where it sets the
+        # scale adds up over all tokens that are looked at, to more than all other products lose.
         self._query_key_value = Weight(join_weights(own.query, own.key, own.value), bias)
         self._out, self._down = make(out.dense.weight), make(down.dense.weight)
         self._up = make(up.dense.weight, up.dense.bias)

@@ -72,12 +72,13 @@ inline float round_row(int8_t *out, const bfloat16 *states, int64_t depth) {
     }
     __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64(largest, 1));
     float size = _mm512_reduce_max_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
-    __m512 factor = _mm512_set1_ps(127 / size);
+    float scale = size / 127;
+    __m512 factor = _mm512_set1_ps(1 / scale);
     for (int64_t i = 0; i < depth; i += 16) {
         __m512i whole = _mm512_cvtps_epi32(widen(states + i) * factor);
         _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i), _mm512_cvtsepi32_epi8(whole));
     }
-    return size / 127;
+    return scale;
 }
 
 // A row of a panel's sums, as it is wanted. `bias` may be null, and so may `scales`, of outputs.

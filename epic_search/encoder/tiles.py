@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 WIDTH = 32  # numbers of a tile's row: inputs (twice as many in int8) and outputs come in multiples of it
+LEAST = 1e-30  # what an output whose weights are all zero is divided by
 WORTH = 512  # rows for which a weight is packed
 
 
@@ -49,7 +50,7 @@ class Weight:
         """
         (N, K), together, weight_NK = self.plain_NK.shape, 2, self._ordered(self.plain_NK)
         if self.scales_N is not None:
-            together, weight_NK = 4, (weight_NK / self.scales_N[:, None]).round_().to(torch.int8)
+            together, weight_NK = 4, (weight_NK * (1 / self.scales_N[:, None])).round_().to(torch.int8)
         tiles = weight_NK.view(N // WIDTH, 2, 16, K // (16 * together), 16, together)
         return tiles.permute(0, 3, 1, 4, 2, 5).contiguous()
 
@@ -58,8 +59,8 @@ class Weight:
         """What the packed outputs of int8 are to be multiplied with, in their order, float32."""
         if not self.is_int8:
             return None
-        largest_N = self._ordered(self.plain_NK).float().abs().amax(dim=1)
-        return largest_N.clamp_(min=torch.finfo(torch.float32).tiny) / 127
+        scales_N = self._ordered(self.plain_NK).float().abs().amax(dim=1) / 127
+        return scales_N.clamp_(min=LEAST)
 
     @cached_property
     def packed_bias_N(self) -> Tensor | None:
