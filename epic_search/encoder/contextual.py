@@ -49,10 +49,10 @@ class ContextualEncoder(nn.Module):
         """Lay texts out "packed", where this encoder can be packed, or "padded"."""
         self.layout = layout if self._packable else "padded"
 
-    def freeze(self, *, int8: bool = False) -> None:
+    def freeze(self) -> None:
         """Take the fast way through a BERT where it is one: from now on its weights stay as they are."""
         if isinstance(self.model, Bert):
-            self._frozen = FrozenBert(self.model, int8=int8)
+            self._frozen = FrozenBert(self.model)
 
     @property
     def learns(self) -> bool:

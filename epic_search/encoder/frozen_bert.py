@@ -8,7 +8,6 @@ output undivided, as attention weights sum to one, so it is part of the bias the
 Shapes: T tokens, C width, H heads, W head width, V words, P positions.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +25,13 @@ from epic_search.encoder.tiles import Weight
 class FrozenBert:
     """A model that stays as it is: weights are shared with it, not copied, as in `Decoder`."""
 
-    def __init__(self, bert: Bert, *, int8: bool = False) -> None:
+    def __init__(self, bert: Bert) -> None:
         self._bert = bert
         parts = bert.embeddings
         self._words_VC: Tensor = parts.word_embeddings.weight
         self._places_PC: Tensor = parts.position_embeddings.weight + parts.token_type_embeddings.weight[0]
         self._norm = parts.LayerNorm
-        self._layers = [_Layer(layer, heads=bert.config.num_attention_heads, int8=int8) for layer in bert.encoder.layer]
+        self._layers = [_Layer(layer, heads=bert.config.num_attention_heads) for layer in bert.encoder.layer]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Hidden states, as the model itself returns them."""
@@ -49,16 +48,13 @@ class FrozenBert:
 
 class _Layer:
     @torch.no_grad()
-    def __init__(self, layer: Any, *, heads: int, int8: bool) -> None:
+    def __init__(self, layer: Any, *, heads: int) -> None:
         own, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
         self._heads = heads
-        make = partial(Weight, int8=int8)
         bias = F.pad(own.query.bias, (0, 2 * len(own.query.bias)))
-        # Never int8: one channel of the states is many times as large as the others. What values lose where it sets the
-        # scale adds up over all tokens that are looked at, to more than all other products lose.
         self._query_key_value = Weight(join_weights(own.query, own.key, own.value), bias)
-        self._out, self._down = make(out.dense.weight), make(down.dense.weight)
-        self._up = make(up.dense.weight, up.dense.bias)
+        self._out, self._down = Weight(out.dense.weight), Weight(down.dense.weight)
+        self._up = Weight(up.dense.weight, up.dense.bias)
         self._activation = layer.activation
         out_bias = torch.addmv(out.dense.bias.float(), out.dense.weight.float(), own.value.bias.float())
         self._out_bias, self._down_bias = out_bias.to(out.dense.bias.dtype), down.dense.bias

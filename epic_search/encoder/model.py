@@ -75,12 +75,13 @@ class EncoderModel(nn.Module):
     def freeze(self, *, int8: bool = False) -> None:
         """Take the fast way through models, wherever texts are packed, whose weights stay as they are from now on.
 
-        `int8`: with products in it, for which there have to be compiled passes.
+        `int8`: with the decoder's products in it, for which there have to be compiled passes. Those of the Contextual
+        encoder stay as they are: they would gain little and lose more, as every token and the vector itself read it.
         """
         if self.layout == PACKED:
             self._decoder = Decoder(self.backbone, int8=int8)
             if self.contextual is not None:
-                self.contextual.freeze(int8=int8)
+                self.contextual.freeze()
 
     @property
     def shares_prefixes(self) -> bool:
