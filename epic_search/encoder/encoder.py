@@ -87,7 +87,7 @@ class Encoder:
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         chosen = DTYPES[precision.value]
-        weights = torch.bfloat16 if chosen == torch.int8 else chosen  # what is not a product stays as it is
+        weights = torch.bfloat16 if chosen == torch.int8 else chosen  # but for its products
         # Taken with the files just read: a folder may be written again while this encoder is in use.
         bare = load_to_encode(found.backbone, layers=found.config.layers, dtype=weights, device=where)
         model = build_model(found, dtype=weights, backbone=bare)

@@ -59,7 +59,7 @@ class Weight:
         """What the packed outputs of int8 are to be multiplied with, in their order, float32."""
         if not self.is_int8:
             return None
-        scales_N = self._ordered(self.plain_NK).float().abs().amax(dim=1) / 127
+        scales_N = self._ordered(self.plain_NK.abs().amax(dim=1)).float() / 127
         return scales_N.clamp_(min=LEAST)
 
     @cached_property
