@@ -182,7 +182,7 @@ void multiply(const Layer<Number> &layer, const bfloat16 *states, int64_t rows, 
         int64_t left = panels * (task % across) / across, right = panels * (task % across + 1) / across;
         int64_t blocks = (right - left + most - 1) / most;
         std::vector<Number> prepared(32 * depth);
-        float scales[32];
+        float scales[32] = {};
         _tile_loadconfig(&shapes);
         for (int64_t block = 0; block < blocks; block++) {
             int64_t from = left + (right - left) * block / blocks, to = left + (right - left) * (block + 1) / blocks;
