@@ -13,6 +13,7 @@ are the same. Texts are from the documentation of Python's standard library:
     mixed    log-normal around 90 tokens, 8 to 512
 
     ours                    Encoder.encode_passages
+    ours, int8              the same with products in int8, where ours are in bfloat16 and the processor has AMX
     ours, not compiled      the same with the element-wise passes of torch, as where there is no C++ compiler
     sentence-transformers   SentenceTransformer.encode, with the attention and batch size that were fastest on them
     transformers            AutoModel on batches sorted by length and padded, attention and batch size likewise
@@ -39,7 +40,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -55,8 +56,8 @@ from training import without_chat
 from epic_search.encoder import Encoder, weights
 from epic_search.encoder.backbone import load_backbone, save_model
 from epic_search.encoder.batching import batches, token_budget
-from epic_search.encoder.device import DTYPES, Device, Dtype, choose_device, choose_dtype
-from epic_search.encoder.passes import VARIABLE
+from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dtype
+from epic_search.encoder.passes import VARIABLE, int8_obstacle
 from epic_search.encoder.tokenizer import load_tokenizer
 
 LONGEST = 510  # and BOS and EOS
@@ -71,7 +72,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Tokens of each set of texts.")] = 16384,
     rounds: int = 5,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     tune: bool = True,
     others: Annotated[bool, typer.Option(help="OpenVINO and ONNX Runtime as well.")] = True,
     processor_time: bool = False,
@@ -86,6 +87,9 @@ def main(
         write_model(folder, backbone, layers=layers, dtype=precision)
         tokenizer = load_tokenizer(folder)
         ours = Encoder.load(folder, device=where.type, dtype=dtype)
+        coarse = None
+        if precision == torch.bfloat16 and int8_obstacle(where) is None:
+            coarse = Encoder.load(folder, device=where.type, dtype="int8")
         compiled = {}
         if others and where.type == "cpu":
             lengths = sets(LONGEST * CALIBRATION, seed=seed + 1)["mixed"][:CALIBRATION]
@@ -97,6 +101,8 @@ def main(
             cost = Cost.of(ours, [len(ids) for ids in ours.token_ids(texts)])
             own = partial(ours.encode_passages, texts)
             setups: dict[str, Callable[[], Any]] = {"ours": own, "ours, not compiled": partial(not_compiled, own)}
+            if coarse is not None:
+                setups["ours, int8"] = partial(coarse.encode_passages, texts)
             for peer in (SentenceTransformers, Transformers):
                 choices: dict[str, Encode] = {
                     f"{attention}, {size}": peer(folder, where, precision, attention=attention, size=size)
@@ -296,7 +302,11 @@ def summary(seconds: Seconds, cost: Cost, limit: Products, copies: Copies) -> di
         name: flops / cost.tokens * middle / flops_a_second["median"]
         for name, flops in (("of all FLOPs", cost.flops), ("of those that are done", cost.flops_of_ours))
     }
-    ratios = {name: middle / rate["median"] for name, rate in rates.items() if name != "ours"}
+    ratios = {
+        f"{own} to": {name: rates[own]["median"] / rate["median"] for name, rate in rates.items() if name != own}
+        for own in ("ours", "ours, int8")
+        if own in rates
+    }
     bytes_a_second = spread([copies.bytes / s for s in seconds["copies"]])
     least = {
         "products": cost.flops_of_ours / flops_a_second["median"],
@@ -311,7 +321,7 @@ def summary(seconds: Seconds, cost: Cost, limit: Products, copies: Copies) -> di
     }
     return {
         "tokens/s": rates,
-        "ours to": ratios,
+        **ratios,
         "products, FLOP/s": flops_a_second,
         "copies, bytes/s": bytes_a_second,
         "share": shares,
@@ -322,13 +332,14 @@ def summary(seconds: Seconds, cost: Cost, limit: Products, copies: Copies) -> di
 def report(name: str, row: dict[str, Any], cost: Cost) -> None:
     """Print the results of a set of texts."""
     print(
-        f"\n{name}: {cost.tokens} tokens, {cost.flops / 1e9:,.0f} GFLOP; "
-        "beside float32: mean and least cosine, same nearest"
+        f"\n{name}: {cost.tokens} tokens, {cost.flops / 1e9:,.0f} GFLOP; median, 10th and 90th percentile, "
+        "ratio of ours to it (and of int8); beside float32: mean and least cosine, same nearest"
     )
     for setup, rate in row["tokens/s"].items():
         ratio, like = row["ours to"].get(setup, 1.0), row["beside float32"][setup]
+        coarse = f"{row['ours, int8 to'].get(setup, 1.0):8.2f}" if "ours, int8 to" in row else ""
         print(
-            f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}"
+            f"  {setup:24}{rate['median']:10,.0f} tokens/s{rate['p10']:10,.0f}{rate['p90']:10,.0f}{ratio:8.2f}{coarse}"
             f"{like['mean']:10.5f}{like['least']:9.5f}{like['same nearest']:7.3f}"
         )
     limit, share = row["products, FLOP/s"]["median"], row["share"]

@@ -3,9 +3,10 @@
     python benchmarks/products.py
     python benchmarks/products.py --threads 2 --rows 1024 --rows 2048
 
-The shapes of SmolLM2-135M and of MiniLM-L6, in bfloat16; ours as `Compiled` does them, torch's with the compiled gated
-SiLU or with torch's GELU. They take turns; GFLOP/s, two FLOPs a multiplication, a second of one core (of processor
-time, so that a machine with other work to do can be used), median; and of all products of a layer together.
+The shapes of SmolLM2-135M and of MiniLM-L6, in bfloat16; ours as `Compiled` does them, in int8 as well, torch's with
+the compiled gated SiLU or with torch's GELU. They take turns; GFLOP/s, two FLOPs a multiplication, a second of one core
+(of processor time, so that a machine with other work to do can be used), median; and of all products of a layer
+together.
 """
 
 import statistics
@@ -43,7 +44,7 @@ def main(
         raise SystemExit(f"there are no products on tiles here: {library}")
     for count in rows:
         for layer, shapes in LAYERS.items():
-            work, seconds = 0.0, [0.0, 0.0]
+            work, seconds = 0.0, [0.0, 0.0, 0.0]
             for inputs, outputs, then in shapes:
                 flops = 2.0 * count * inputs * outputs
                 times = max(1, int(WORK / flops))
@@ -58,16 +59,18 @@ def main(
 def ways(
     library: Compiled, rows: int, inputs: int, outputs: int, then: str, *, times: int
 ) -> dict[str, Callable[[], None]]:
-    """The same product by torch and by ours, so many times."""
+    """The same product by torch, by ours and by ours in int8, so many times."""
     torch.manual_seed(0)
     states = torch.randn(rows, inputs).bfloat16()
-    weight = Weight((torch.randn(outputs, inputs) / inputs**0.5).bfloat16(), gated=then == "gated")
+    plain = (torch.randn(outputs, inputs) / inputs**0.5).bfloat16()
+    weight, coarse = (Weight(plain, gated=then == "gated", int8=int8) for int8 in (False, True))
     weight.fits(states.new_empty(WORTH, inputs))
     after: Callable[[Tensor], Tensor] = {"": lambda x: x, "gated": library.gate, "gelu": F.gelu}[then]
     own = {"": library.linear, "gated": library.gated, "gelu": library.gelu}[then]
     return {
-        "torch": partial(repeat, lambda: after(F.linear(states, weight.plain_NK)), times),
+        "torch": partial(repeat, lambda: after(F.linear(states, plain)), times),
         "ours": partial(repeat, lambda: own(states, weight), times),
+        "int8": partial(repeat, lambda: own(states, coarse), times),
     }
 
 
@@ -78,9 +81,10 @@ def repeat(run: Callable[[], Tensor], times: int) -> None:
 
 
 def report(name: str, flops: float, seconds: list[float]) -> None:
-    """torch's rate, ours, and how many times as fast it is."""
-    theirs, ours = seconds
-    print(f"{name:28}{flops / theirs / 1e9:8,.0f}{flops / ours / 1e9:8,.0f}{theirs / ours:8.2f}", flush=True)
+    """torch's rate, ours and that of int8; how many times as fast as torch's ours is, and int8 as ours."""
+    theirs, ours, coarse = seconds
+    rates = "".join(f"{flops / taken / 1e9:8,.0f}" for taken in seconds)
+    print(f"{name:28}{rates}{theirs / ours:8.2f}{ours / coarse:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

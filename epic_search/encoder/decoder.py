@@ -13,6 +13,7 @@ Shapes as in `attention.py`, and D width of the backbone, W head width.
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ Hidden = tuple[Tensor, Tensor | None]
 class Decoder:
     """The layers and the final norm of a backbone that stays as it is: weights are shared with it, not copied.
 
-    Make it when the backbone is where it will stay: moved or trained afterwards, the two would part.
+    Make it when the backbone is where it will stay: moved or trained afterwards, the two would part. `int8`: products
+    are, where compiled passes are used.
     """
 
-    def __init__(self, backbone: Any) -> None:
-        self._layers = [_Layer(layer) for layer in backbone.layers]
+    def __init__(self, backbone: Any, *, int8: bool = False) -> None:
+        self._layers = [_Layer(layer, int8=int8) for layer in backbone.layers]
         self._norm = RMSNorm(backbone.norm)
         self._rotary: nn.Module = backbone.rotary_emb
 
@@ -97,7 +99,7 @@ class RMSNorm:
 
 
 class _Layer:
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, int8: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.scale: float = attention.scaling
         self._width: int = attention.head_dim
@@ -109,12 +111,12 @@ class _Layer:
         sample = torch.linspace(-8, 8, 65)
         self._is_silu = torch.equal(self._activation(sample), F.silu(sample))
         weight, bias = _joined(*projections)
-        queries = self._sizes[0]
-        self._query_key_value = Weight(weight, bias)
-        self._query = Weight(weight[:queries], None if bias is None else bias[:queries])
-        self._key_value = Weight(weight[queries:], None if bias is None else bias[queries:])
-        self._out, self._down = (Weight(layer.weight, layer.bias) for layer in (attention.o_proj, mlp.down_proj))
-        self._gate_up = Weight(*_joined(mlp.gate_proj, mlp.up_proj), gated=self._is_silu)
+        queries, make = self._sizes[0], partial(Weight, int8=int8)
+        self._query_key_value = make(weight, bias)
+        self._query = make(weight[:queries], None if bias is None else bias[:queries])
+        self._key_value = make(weight[queries:], None if bias is None else bias[queries:])
+        self._out, self._down = (make(layer.weight, layer.bias) for layer in (attention.o_proj, mlp.down_proj))
+        self._gate_up = make(*_joined(mlp.gate_proj, mlp.up_proj), gated=self._is_silu)
 
     def __call__(
         self,

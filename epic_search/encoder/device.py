@@ -5,11 +5,12 @@ from typing import Literal
 import torch
 
 from epic_search.encoder.backbone import Choice
+from epic_search.encoder.passes import int8_obstacle
 from epic_search.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "float32", "bfloat16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def choose_device(device: Device) -> torch.device:
@@ -22,9 +23,17 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
-    """bfloat16 where the hardware multiplies it fast, else float32; raises UserError for any other name."""
+    """bfloat16 where the hardware multiplies it fast, else float32; int8 only where it is asked for.
+
+    Raises UserError for any other name, and for int8 where there are no products in it.
+    """
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype '{dtype}' is not one of auto, {', '.join(DTYPES)}")
+    if dtype == "int8" and (obstacle := int8_obstacle(device)):
+        raise UserError(
+            f"dtype 'int8' needs a CPU with AMX and products compiled for it, and there are none here: {obstacle}; "
+            "use auto"
+        )
     if dtype != "auto":
         return Choice(dtype, "asked for")
     if device.type == "cuda":

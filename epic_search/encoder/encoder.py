@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from epic_search.encoder import checkpoint as checkpoints
+from epic_search.encoder.attention import PACKED
 from epic_search.encoder.backbone import choose_layout, load_to_encode, load_to_train, save_model
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.checkpoint import OWN, Checkpoint
@@ -80,21 +81,25 @@ class Encoder:
 
         `max_length` makes it read fewer tokens of a text than it could, `dim` makes vectors of fewer dimensions, and
         either makes it another encoder. Raises UserError when the reference leads to no loadable encoder, when it was
-        not trained for `dim`, and when the device is not there.
+        not trained for `dim`, when the device is not there, and when `dtype` is "int8" where it cannot be had.
         """
         found = checkpoints.find(str(reference)).capped(max_length).truncated(dim)
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
-        weights = DTYPES[precision.value]
+        chosen = DTYPES[precision.value]
+        weights = torch.bfloat16 if chosen == torch.int8 else chosen  # but for its products
         # Taken with the files just read: a folder may be written again while this encoder is in use.
         bare = load_to_encode(found.backbone, layers=found.config.layers, dtype=weights, device=where)
         model = build_model(found, dtype=weights, backbone=bare)
-        encoder = cls(found, model, dtype=weights, fingerprint=found.fingerprint())
+        encoder = cls(found, model, dtype=chosen, fingerprint=found.fingerprint())
         for name, folder in found.adapters.items():
             merge_lora(model.adapted(name), folder)
         encoder.model.to(where).eval().requires_grad_(False)
-        encoder.model.use_layout(choose_layout(encoder.model.backbone, device=where).value)
-        encoder.model.freeze()
+        layout = choose_layout(encoder.model.backbone, device=where)
+        if chosen == torch.int8 and layout.value != PACKED:
+            raise UserError(f"encoder '{encoder.name}' cannot run in int8: {layout.reason}; use dtype auto")
+        encoder.model.use_layout(layout.value)
+        encoder.model.freeze(int8=chosen == torch.int8)
         return encoder
 
     @classmethod

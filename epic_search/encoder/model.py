@@ -74,10 +74,14 @@ class EncoderModel(nn.Module):
         if self.contextual is not None:
             self.contextual.use_layout(layout)
 
-    def freeze(self) -> None:
-        """Take the fast way through models, wherever texts are packed, whose weights stay as they are from now on."""
+    def freeze(self, *, int8: bool = False) -> None:
+        """Take the fast way through models, wherever texts are packed, whose weights stay as they are from now on.
+
+        `int8`: with the decoder's products in it, for which there have to be compiled passes. Those of the Contextual
+        encoder stay as they are: they would gain little and lose more, as every token and the vector itself read it.
+        """
         if self.layout == PACKED:
-            self._decoder = Decoder(self.backbone)
+            self._decoder = Decoder(self.backbone, int8=int8)
             if self.contextual is not None:
                 self.contextual.freeze()
 

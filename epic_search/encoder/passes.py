@@ -118,7 +118,7 @@ class Compiled:
         self._multiply = None
         if hasattr(library, "tiles_allowed") and library.tiles_allowed():  # it is not there where AMX is not
             self._multiply = library.multiply_tiles
-            self._multiply.argtypes, self._multiply.restype = [pointer] * 4 + [size] * 3 + [number] * 2, None
+            self._multiply.argtypes, self._multiply.restype = [pointer] * 5 + [size] * 3 + [number] * 2, None
 
     @property
     def has_tiles(self) -> bool:
@@ -148,7 +148,7 @@ class Compiled:
         N = len(weight.plain_NK)
         assert weight.plain_NK.shape[1] == K and weight.is_gated == (then == GATE), (K, weight.plain_NK.shape, then)
         out = states_TK.new_empty(T, N // 2 if weight.is_gated else N)
-        inputs = (states_TK.contiguous(), weight.packed, weight.packed_bias_N)
+        inputs = (states_TK.contiguous(), weight.packed, weight.packed_bias_N, weight.scales_N)
         pointers = [None if x is None else x.data_ptr() for x in (out, *inputs)]
         self._multiply(*pointers, T, K, N // WIDTH, then, torch.get_num_threads())
         return out
@@ -229,9 +229,18 @@ def passes_choice(device: torch.device) -> tuple[Choice, bool]:
         return Choice("torch's own", f"{VARIABLE}=off"), False
     found = compiled(build=True)
     if isinstance(found, Compiled):
-        products = ", bfloat16 products on AMX tiles" if found.has_tiles else ""
+        products = ", products on AMX tiles" if found.has_tiles else ""
         return Choice("compiled", f"one trip through memory each{products}; {library_path()}"), False
     return Choice("torch's own", f"{found}"), True
+
+
+def int8_obstacle(device: torch.device) -> str | None:
+    """Why products on this device cannot be in int8; None if they can. What is to be built is built."""
+    choice, _ = passes_choice(device)
+    found = compiled(build=False)
+    if choice.value != "compiled" or not isinstance(found, Compiled):
+        return choice.reason
+    return None if found.has_tiles else "this processor, or its system, has no AMX"
 
 
 def compiled(*, build: bool) -> Compiled | str | None:

@@ -272,6 +272,8 @@ class SentenceTransformerModel:
         """By folder, by the name of known weights, or by hub id (downloaded now)."""
         if not reference:
             raise UserError("'st:' names no model; write st:FOLDER or st:ORGANISATION/NAME")
+        if settings.dtype == "int8":
+            raise UserError(f"dtype 'int8' is for encoders of our own, and not for 'st:{reference}'; use bfloat16")
         folder = weights.resolve_sentence_transformers(reference)
         if weights.is_hub_id(reference):
             name, revision = reference, folder.name  # the commit

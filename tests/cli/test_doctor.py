@@ -29,6 +29,16 @@ def test_a_machine_that_is_in_order(run: Run, tiny_encoder_folder: Path, monkeyp
     assert all(finding["hint"] for finding in found.values() if finding["state"] != "ok")
 
 
+def test_int8_where_it_cannot_be_had(run: Run, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPIC_SEARCH_COMPILE", "off")
+    asked = ("--encoder", tiny_encoder_folder, "--device", "cpu", "--dtype", "int8")
+    found = findings(run, *asked, code=1)
+    assert found["encoder"]["reason"] == (
+        "dtype 'int8' needs a CPU with AMX and products compiled for it, and there are none here: "
+        "EPIC_SEARCH_COMPILE=off; use auto"
+    )
+
+
 def test_problems_come_with_a_hint(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     found = findings(run, "--encoder", "no-such-encoder", "--home", tmp_path / "file" / "home", code=1)

@@ -211,6 +211,8 @@ def test_dtype_is_for_peers_too(sentence_transformer_folder: Path) -> None:
     model = find(f"st:{sentence_transformer_folder}", dtype="bfloat16")
     assert model.meta(Condition()).experiment_kwargs == {"dtype": "bfloat16"}
     assert bind(model).settings["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match=r"int8.*use bfloat16$"):
+        find(f"st:{sentence_transformer_folder}", dtype="int8")
 
 
 # --- BM25
