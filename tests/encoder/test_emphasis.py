@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
-from epic_search.encoder.emphasis import PAIRS, SPAN, Emphasis
+from epic_search.encoder.emphasis import NEAR, PAIRS, PULL, SPAN, Emphasis
 
 TEXTS = ["a text", "another one", "and a third, longer than the others"]
 NAMED = [
@@ -26,14 +26,19 @@ def random() -> np.random.Generator:
 
 
 def test_it_is_the_formula(random: np.random.Generator) -> None:
-    texts_KE, names_KE, vectors_VE = (unit(random.standard_normal((n, 12))) for n in (4, 4, 5))
+    names_KE, vectors_VE = unit(random.standard_normal((4, 12))), unit(random.standard_normal((5, 12)))
     names_KE[3] = names_KE[0]
-    emphasis = Emphasis(texts_KE, names_KE)
+    texts_KE = unit(names_KE + 0.2 * random.standard_normal((4, 12)))
     apart_KE = names_KE - names_KE.mean(axis=0)
     cross_EE = np.cov(texts_KE, names_KE, rowvar=False)[:12, 12:]
     cross_EE = cross_EE + cross_EE.T
     matrix_EE = SPAN * np.linalg.pinv(apart_KE) @ apart_KE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
-    np.testing.assert_allclose(emphasis(vectors_VE), unit(vectors_VE + vectors_VE @ matrix_EE), atol=1e-10)
+    classes_CE = unit(apart_KE[:3])
+    near_VC = unit(vectors_VE - texts_KE.mean(axis=0)) @ classes_CE.T
+    pull_VE = PULL * np.maximum(near_VC - NEAR, 0) @ classes_CE
+    assert (near_VC > NEAR).any() and (near_VC < NEAR).any()
+    changed_VE = Emphasis(texts_KE, names_KE)(vectors_VE)
+    np.testing.assert_allclose(changed_VE, unit(vectors_VE + vectors_VE @ matrix_EE + pull_VE), atol=1e-10)
 
 
 def test_texts_of_two_classes_move_apart_and_what_is_of_none_stays(random: np.random.Generator) -> None:
@@ -45,20 +50,19 @@ def test_texts_of_two_classes_move_apart_and_what_is_of_none_stays(random: np.ra
     np.testing.assert_allclose(third_E, other_E, atol=1e-10)
 
 
-def test_wrong_pairs_say_less_than_right_ones(random: np.random.Generator) -> None:
+def test_wrong_pairs_change_nothing(random: np.random.Generator) -> None:
     names_KE = np.linalg.qr(random.standard_normal((40, 4)))[0].T
     texts_KE = unit(0.5 * names_KE + 0.2 * random.standard_normal((4, 40)))
     vectors_NE = unit(0.4 * names_KE.repeat(25, axis=0) + 0.2 * random.standard_normal((100, 40)))
     same_NN = np.kron(np.eye(4), np.ones((25, 25))).astype(bool)
 
-    def gap(shown_KE: np.ndarray) -> float:
-        moved_NE = Emphasis(shown_KE, names_KE)(vectors_NE)
-        likeness_NN = moved_NE @ moved_NE.T
+    def gap(vectors_NE: np.ndarray) -> float:
+        likeness_NN = vectors_NE @ vectors_NE.T
         return float(likeness_NN[same_NN].mean() - likeness_NN[~same_NN].mean())
 
-    likeness_NN = vectors_NE @ vectors_NE.T
-    plain = float(likeness_NN[same_NN].mean() - likeness_NN[~same_NN].mean())
-    assert gap(texts_KE) > gap(np.roll(texts_KE, 1, axis=0)) > plain
+    assert gap(Emphasis(texts_KE, names_KE)(vectors_NE)) > gap(vectors_NE) + 0.1
+    shuffled = Emphasis(np.roll(texts_KE, 1, axis=0), names_KE)
+    np.testing.assert_allclose(shuffled(vectors_NE), vectors_NE, atol=1e-10)
 
 
 def test_an_encoder_applies_it_to_its_queries(tiny_encoder: Encoder) -> None:
