@@ -4,7 +4,7 @@
 // Built with tiles.cpp, where that is. Numbers are bfloat16, and float in between; widths are multiples of 16. Rows "with
 // room" are `room` numbers longer than what is written, and the room is filled with zeros.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
 
 #include <algorithm>
 #include <cmath>

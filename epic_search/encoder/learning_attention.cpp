@@ -4,7 +4,7 @@
 // softmax are floats, and are made again on the way back, for 32 rows at a time: first of queries, for their gradients and
 // for what all of a row's have in common, then of keys, for theirs and those of values.
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
 
 #include <algorithm>
 #include <cmath>
