@@ -1,8 +1,7 @@
 """What do demonstrations that name classes bring, read in closed form? On training labels, not on evaluation sets.
 
     python benchmarks/emphasis.py --data ../shared/data/train_labels
-    python benchmarks/emphasis.py --data ../shared/data/train_labels --without pull --without certain --without span \
-        --without pairs
+    python benchmarks/emphasis.py --data ../shared/data/train_labels --without certain --without span --without pairs
 
 For each task (a view of a file whose labels are words) up to 700 texts of its 12 commonest labels; K of them with the
 names of their labels are demonstrations (`encoder/emphasis.py`). Points times 100 that vectors gain over those without
@@ -77,7 +76,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with labelled texts, *.jsonl.gz.")],
     model: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-minilm-l6-v2",
     pairs: Annotated[list[int], typer.Option(help="How many demonstrations; may be given again.")] = [4, 8],  # noqa: B006
-    without: Annotated[list[str] | None, typer.Option(help="Leave out: span, pairs, pull, certain; again.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out: span, pairs or certain; again.")] = None,
     seeds: int = 2,
 ) -> None:
     """Print a table of gains."""

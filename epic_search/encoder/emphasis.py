@@ -2,21 +2,19 @@
 
 Eight labelled texts are far too few to learn from, but the names of their classes say which directions matter: in
 vectors of tweets, what tells "anger" from "joy" is a small part, and whoever asks for emotions needs it larger. So a
-prompt's demonstrations become fast weights (arXiv 2102.11174), and a query's vector v is changed by them to
+prompt's demonstrations become fast weights (linear attention; arXiv 2102.11174), and a query's vector v becomes
 
-    v + evidence * (M v + pull towards the classes that v is near), at unit length
+    v + evidence * M v, at unit length
 
-    M    = SPAN * (projection on the span of the names' differences)
-         + PAIRS * (cross-covariance of texts and their classes' names, symmetric, scaled to norm 1)
-    pull = PULL * sum over the classes of max(0, cos(v, class) - NEAR) * class
+    M = SPAN * (projection on the span of the names' differences)
+      + PAIRS * (cross-covariance of texts and their classes' names, symmetric, scaled to norm 1)
 
-The span knows only which classes there are; the pairs also which text is of which class. The pull is for tasks with
-more classes than are shown: it moves what is clearly of a class that is shown, and nothing else. The evidence is how
-well texts and names agree, 0 to 1: where the names are no better than another text's, nothing is changed at all.
+The span knows only which classes there are; the pairs also which text is of which class. The evidence is how well
+texts and names agree, 0 to 1: where a name is no nearer to its text than to another, nothing is changed at all.
 Strengths were chosen on tasks of the training labels, none of them an evaluation set (train/results/demonstrations.md).
 This is ours, in neither paper, and nothing in it is trained.
 
-Shapes: V vectors, K demonstrations, C classes, E width of an embedding, R rows of the factors of M.
+Shapes: V vectors, K demonstrations, E width of an embedding, R rows of the factors of M.
 """
 
 import numpy as np
@@ -25,8 +23,6 @@ from epic_search.encoder.prompt import Prompt
 
 SPAN = 0.5
 PAIRS = 0.5
-PULL = 1.0
-NEAR = 0.2
 CERTAIN = 0.03  # mean cosine of texts and their names, from their means, at which pairs are believed
 NOTHING = 1e-4  # a singular value or a length below is noise
 
@@ -41,12 +37,10 @@ class Emphasis:
         *,
         span: float = SPAN,
         pairs: float = PAIRS,
-        pull: float = PULL,
         certain: float = CERTAIN,
     ) -> None:
         assert texts_KE.shape == names_KE.shape, (texts_KE.shape, names_KE.shape)
-        self._centre_E = texts_KE.mean(axis=0)
-        texts_KE, names_KE = texts_KE - self._centre_E, names_KE - names_KE.mean(axis=0)
+        texts_KE, names_KE = texts_KE - texts_KE.mean(axis=0), names_KE - names_KE.mean(axis=0)
         agreement = float((_unit(texts_KE) * _unit(names_KE)).sum(axis=1).mean())
         evidence = float(np.clip(agreement / certain, 0, 1)) if certain else 1.0
         _, strengths, directions_KE = np.linalg.svd(names_KE, full_matrices=False)
@@ -54,9 +48,6 @@ class Emphasis:
         cross = evidence * pairs / (2 * max(_norm(texts_KE, names_KE), NOTHING))
         self._left_RE = np.concatenate([span_RE, texts_KE, names_KE])
         self._right_RE = np.concatenate([evidence * span * span_RE, cross * names_KE, cross * texts_KE])
-        _, first_C = np.unique(names_KE.round(4), axis=0, return_index=True)
-        self._classes_CE = _unit(names_KE[first_C])
-        self._pull = evidence * pull
 
     @classmethod
     def of(cls, prompt: Prompt) -> "Emphasis | None":
@@ -69,9 +60,7 @@ class Emphasis:
 
     def __call__(self, vectors_VE: np.ndarray) -> np.ndarray:
         """(V, E) unit-length vectors with what matters emphasised."""
-        near_VC = (_unit(vectors_VE - self._centre_E) @ self._classes_CE.T - NEAR).clip(min=0)
-        emphasised_VE = (vectors_VE @ self._left_RE.T) @ self._right_RE + self._pull * near_VC @ self._classes_CE
-        return _unit(vectors_VE + emphasised_VE)
+        return _unit(vectors_VE + (vectors_VE @ self._left_RE.T) @ self._right_RE)
 
 
 def _unit(rows_NE: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from epic_search.index.store.protocol import Sparse
 
 NEIGHBOURS = 8  # pairs that a query may be moved by
-SAME = 0.999  # cosine of a query and itself, encoded in another batch
+SAME = 0.997  # cosine of a query and itself, encoded in another batch or precision
 SLOPE = 0.05  # the cosine over which a pair's weight falls to a part
 REACH = 0.75  # where nothing is known: the cosine at which a pair weighs half as much as the query's own
 REACHES = (0.9, 0.85, 0.8, REACH, 0.7, 0.65, 0.6, 0.5)

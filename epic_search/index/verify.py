@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from epic_search.encoder import Encoder
 
 SEARCHED = 64  # passages that are searched for by their own vector
-LEAST_COSINE = 0.999  # of a stored vector and the same text encoded again, by another device or in another precision
+FOUND_COSINE = 0.999  # least of a stored vector and itself, when it is searched for
+AGAIN_COSINE = 0.99  # least of a stored vector and the same text encoded again, by another device or in int8
 LOCK_WAIT_SECONDS = 5.0
 
 
@@ -123,7 +124,7 @@ def _search_faults(contents: IndexContents, sample: Sequence[StoredPoint]) -> li
     lost = [
         stored.point.payload["id"]
         for stored, matches in zip(sample, found, strict=True)
-        if not matches or matches[0].score < LEAST_COSINE
+        if not matches or matches[0].score < FOUND_COSINE
     ]
     # A search graph is not exact, so one passage alone proves nothing.
     if len(lost) <= len(sample) // 10:
@@ -146,12 +147,12 @@ def _encode_again(found: Verification, sample: Sequence[StoredPoint], encoder: "
     stored_PE = np.stack([stored.dense[""] for stored in sample])
     cosines_P = np.max([(encoder.encode_passages(texts) * stored_PE).sum(axis=1) for texts in readings], axis=0)
     found.encoded, found.lowest_cosine = len(sample), float(cosines_P.min())
-    other = [payload["id"] for payload, cosine in zip(payloads, cosines_P, strict=True) if cosine < LEAST_COSINE]
+    other = [payload["id"] for payload, cosine in zip(payloads, cosines_P, strict=True) if cosine < AGAIN_COSINE]
     if other:
         found.faults.append(
             Fault(
                 f"{len(other)} of {len(sample)} passages have another vector when encoded again "
-                f"(lowest cosine {found.lowest_cosine:.4f}, at least {LEAST_COSINE} expected)",
+                f"(lowest cosine {found.lowest_cosine:.4f}, at least {AGAIN_COSINE} expected)",
                 other,
             )
         )

@@ -167,8 +167,9 @@ class ServedTeaching:
             except UserError as error:
                 if not done:
                     raise
+                then = "" if isinstance(error, Unavailable) else "correct it and "
                 raise type(error)(
-                    f"{error}; the {done:,} pairs before are taught: repeat the command, which teaches none twice"
+                    f"{error}; the {done:,} pairs before are taught: {then}repeat the command, which teaches none twice"
                 ) from error
             done += len(part)
         return taught

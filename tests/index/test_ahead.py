@@ -12,6 +12,7 @@ from stand_in import NoTies, StandIn
 from epic_search.errors import Unavailable, UserError
 from epic_search.index import Searcher, index_corpus
 from epic_search.index.store import edge
+from epic_search.index.store.protocol import StoreQuery
 from epic_search.index.store.server import ServerStore
 from epic_search.index.ways import Ways
 
@@ -166,3 +167,13 @@ def test_many_threads_search_and_fail_at_once(searcher, encoder, monkeypatch):
     for thread in threads:
         thread.join(SECONDS)
     assert not any(thread.is_alive() for thread in threads) and wrong == []
+
+
+def test_a_point_that_goes_meanwhile_is_not_found(searcher, encoder):
+    store, terms = searcher._store, searcher._contents.lexical.of_query(QUERIES[0])
+    [vector_E] = encoder.encode_queries([QUERIES[0]], prompt=searcher.prompt)
+    [before] = store.search([StoreQuery(vector_E, terms)], limit=5)
+    [leg] = store.ahead([terms])
+    store.delete([before[0].id])
+    [after] = store.search([StoreQuery(vector_E, terms, leg)], limit=5)
+    assert [match.id for match in after] == [match.id for match in before[1:]]

@@ -55,7 +55,7 @@ def test_weights() -> None:
     )
     assert np.all(np.diff(found_K) <= 0) and not found_K[NEIGHBOURS:].any()
     assert weights(np.full(20, 0.99), reach=0.5).sum() == pytest.approx(1.0)
-    assert weights(np.array([1.0, 0.9995, 0.99]), reach=0.5).tolist() == [0.5, 0.5, 0.0]
+    assert weights(np.array([1.0, 0.9975, 0.99]), reach=0.5).tolist() == [0.5, 0.5, 0.0]
     assert weights(np.array([]), reach=REACH).shape == (0,)
 
 

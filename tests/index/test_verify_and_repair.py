@@ -84,6 +84,20 @@ def test_vectors_that_the_encoder_does_not_make(indexed, encoder, home):
     assert "8 of 8 passages have another vector when encoded again" in found.faults[0].what
 
 
+def test_vectors_in_another_precision_are_no_fault(indexed, encoder, home):
+    rounded = type(encoder)()
+    rounded._vector = lambda text: near(encoder._vector(text), cosine=0.995)
+    found = verify(home, rounded)
+    assert not found.faults and found.lowest_cosine == pytest.approx(0.995, abs=1e-4)
+
+
+def near(vector_E: np.ndarray, *, cosine: float) -> np.ndarray:
+    """A unit vector at this cosine to another."""
+    other_E = np.roll(vector_E, 1)
+    other_E -= (other_E @ vector_E) * vector_E
+    return cosine * vector_E + np.sqrt(1 - cosine**2) * other_E / np.linalg.norm(other_E)
+
+
 @pytest.mark.parametrize("what", ["vector", "text"])
 def test_one_bit(what, corpus, encoder, indexed, home):
     """The engine serves a changed vector or text without a word."""

@@ -49,7 +49,7 @@ def test_more_pairs_than_a_server_takes_are_taught_in_parts(served: SimpleNamesp
     failed = teach([*pairs[:100], {"query": "which note", "id": "d1000"}, *pairs[100:]])
     said = " ".join(failed.stderr.split())
     assert failed.exit_code == 2 and "no document 'd1000'" in said
-    assert "the 64 pairs before are taught: repeat the command, which teaches none twice" in said
+    assert "the 64 pairs before are taught: correct it and repeat the command, which teaches none twice" in said
     done = teach([*pairs, *pairs[:10]])
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -216,7 +216,8 @@ class Engine:
         best = [(UUID(int=id), score) for id, score in self.fusion["fuse"](rankings, **fusion)[:limit]]
         records = self.shard.retrieve([id for id, _ in best], with_payload=payload, with_vector=False)
         payloads = {record.id: record.payload for record in records}
-        return [(str(id), score, payloads[id]) for id, score in best]
+        # A leg that was asked for ahead may hold a point that is gone by now.
+        return [(str(id), score, payloads[id]) for id, score in best if id in payloads]
 
     def _lexical_leg(self, terms: Any) -> dict[str, Any]:
         return {"query": self.edge.Query.Nearest(terms, using=LEXICAL)}
