@@ -52,6 +52,23 @@ class Packing:
         sizes = torch.tensor([0, *self.lengths], dtype=torch.int32)
         return sizes.cumsum(0, dtype=torch.int32).to(self.device)
 
+    @cached_property
+    def starts(self) -> Tensor:
+        """`boundaries` in int64."""
+        return self.boundaries.long()
+
+    @cached_property
+    def seen_T(self) -> Tensor:
+        """(T,) int64: how many tokens of its text each token sees: those before it, and itself."""
+        starts_T = self.starts[:-1].repeat_interleave(self.starts.diff())
+        return torch.arange(1, len(starts_T) + 1, device=self.device) - starts_T
+
+    @cached_property
+    def all_seen_T(self) -> Tensor:
+        """(T,) int64: how many there are."""
+        lengths_B = self.starts.diff()
+        return lengths_B.repeat_interleave(lengths_B)
+
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
         """(first text, first token, length, how many) of each run of neighbouring texts of equal length."""
         text = start = 0

@@ -2,7 +2,7 @@
 
 transformers' layers under autocast are the reference, and what is trained everywhere else. Here a layer is one step of
 autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes between them
-(`learning.cpp`), attention inside of texts (`learning_attention.cpp`), and of the last layer only the tokens that are
+(`learning.cpp`), attention inside of texts (`attention.cpp`), and of the last layer only the tokens that are
 read. From one pass to the other it keeps, for each token and layer, its states before attention and before the MLP,
 queries, keys, values, what attention found, gates, and what they are for; norms, attention's weights and what comes
 through the gates are cheaper to compute again.
