@@ -1,6 +1,7 @@
 """Attention over texts laid end to end, without padding, and over a prefix that all of them share.
 
 One facade, `attend`, for the decoder and for the BERT-style encoder. On a GPU it is torch's `varlen_attn`. On a CPU
+where tiles multiply, texts without a prefix go through `attention.cpp` instead (`Compiled` in `passes.py`); elsewhere
 neighbouring texts of equal length share one call of `scaled_dot_product_attention`, or with gradients, those of similar
 length two matrix products (`products.py`).
 
@@ -64,8 +65,8 @@ class Packing:
         return torch.arange(1, len(starts_T) + 1, device=self.device) - starts_T
 
     @cached_property
-    def all_seen_T(self) -> Tensor:
-        """(T,) int64: how many there are."""
+    def lengths_T(self) -> Tensor:
+        """(T,) int64: how many tokens the text of each token has."""
         lengths_B = self.starts.diff()
         return lengths_B.repeat_interleave(lengths_B)
 

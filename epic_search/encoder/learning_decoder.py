@@ -72,10 +72,9 @@ class Texts:
 
     @classmethod
     def of(cls, packing: Packing, rotation: Rotation, reads_BR: Tensor | None) -> "Texts":
-        starts = packing.boundaries.long()
+        starts = packing.starts
         if reads_BR is None:
-            seen = torch.cat([torch.arange(1, length + 1) for length in packing.lengths])
-            return cls(starts, starts, seen, rotation, rotation, None)
+            return cls(starts, starts, packing.seen_T, rotation, rotation, None)
         rows = (starts[:-1, None] + reads_BR).flatten()
         asking = torch.arange(len(starts)) * reads_BR.shape[1]
         return cls(starts, asking, reads_BR.flatten() + 1, rotation, (rotation[0][rows], rotation[1][rows]), rows)

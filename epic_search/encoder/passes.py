@@ -2,10 +2,10 @@
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
-processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so
-is what training adds (`learning.cpp`), of which `learning_decoder.py` makes its steps. It is
-built for training, and when a batch is large enough to be worth those seconds, so never for a single query; a library
-that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, so is
+attention inside of texts (`attention.cpp`), and what training adds (`learning.cpp`), of which `learning_decoder.py`
+makes its steps. It is built for training, and when a batch is large enough to be worth those seconds, so never for a
+single query; a library that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
 our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search
 doctor` says why.
 
@@ -219,14 +219,14 @@ class Compiled:
             return attend(query_QHW, key_TGW, value_TGW, packing, **options)
         for x in (query_QHW, key_TGW, value_TGW):
             assert x.stride()[1:] == (W, 1) and x.dtype == torch.bfloat16, (x.stride(), x.dtype)
-        asking, seen = packing.starts, packing.seen_T if causal else packing.all_seen_T
+        asking, seen = packing.starts, packing.seen_T if causal else packing.lengths_T
         if reads_BR is not None:
             asking = torch.arange(len(packing.lengths) + 1) * reads_BR.shape[1]
             seen = reads_BR.flatten() + 1
         out_QHW = query_QHW.new_empty(Q, H, W)
         rows = query_QHW.data_ptr(), query_QHW.stride(0), key_TGW.data_ptr(), value_TGW.data_ptr()
         places = key_TGW.stride(0), value_TGW.stride(0), asking.data_ptr(), packing.starts.data_ptr(), seen.data_ptr()
-        sizes = len(packing.lengths), H, key_TGW.shape[1], W, _threads(query_QHW)
+        sizes = len(packing.lengths), H, key_TGW.shape[1], W, max(_threads(query_QHW), _threads(key_TGW))
         self._attend(out_QHW.data_ptr(), out_QHW.stride(0), *rows, *places, W**-0.5 if scale is None else scale, *sizes)
         return out_QHW
 
