@@ -5,9 +5,9 @@ of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the 
 processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, so is
 attention inside of texts (`attention.cpp`), and what training adds (`learning.cpp`), of which `learning_decoder.py`
 makes its steps. It is built for training, and when a batch is large enough to be worth those seconds, so never for a
-single query; a library that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
-our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search
-doctor` says why.
+single query; a library that is there serves all. Where it cannot be built, and where torch records what gradients need,
+which would miss what our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of
+`FrozenBert`; `epic-search doctor` says why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
@@ -215,8 +215,8 @@ class Compiled:
         """`attend`; inside of texts on tiles, where these hold the heads."""
         Q, H, W = query_QHW.shape
         if not self.has_tiles or prefix is not None or query_QHW.dtype != torch.bfloat16 or W % WIDTH:
-            options = {"scale": scale, "causal": causal, "prefix": prefix, "reads_BR": reads_BR}
-            return attend(query_QHW, key_TGW, value_TGW, packing, **options)
+            tensors = query_QHW, key_TGW, value_TGW
+            return attend(*tensors, packing, scale=scale, causal=causal, prefix=prefix, reads_BR=reads_BR)
         for x in (query_QHW, key_TGW, value_TGW):
             assert x.stride()[1:] == (W, 1) and x.dtype == torch.bfloat16, (x.stride(), x.dtype)
         asking, seen = packing.starts, packing.seen_T if causal else packing.lengths_T
