@@ -137,7 +137,7 @@ class Compiled:
             self._multiply = library.multiply_tiles
             self._multiply.argtypes, self._multiply.restype = [pointer] * 5 + [size] * 3 + [number] * 2, None
             self._attend = library.attend_texts
-            rows = [pointer, size] * 2 + [pointer] * 2 + [size] * 2
+            rows: list[Any] = [*[pointer, size] * 2, pointer, pointer, size, size]
             self._attend.argtypes = [*rows, pointer, pointer, pointer, ctypes.c_float, *[size] * 4, number]
             self._attend.restype = None
 
