@@ -1,6 +1,7 @@
 """Attention over texts laid end to end, without padding, and over a prefix that all of them share.
 
 One facade, `attend`, for the decoder and for the BERT-style encoder. On a GPU it is torch's `varlen_attn`. On a CPU
+where tiles multiply, texts without a prefix go through `attention.cpp` instead (`Compiled` in `passes.py`); elsewhere
 neighbouring texts of equal length share one call of `scaled_dot_product_attention`, or with gradients, those of similar
 length two matrix products (`products.py`).
 
@@ -51,6 +52,23 @@ class Packing:
         """(B + 1,) int32: where each text begins, and the end of the last."""
         sizes = torch.tensor([0, *self.lengths], dtype=torch.int32)
         return sizes.cumsum(0, dtype=torch.int32).to(self.device)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """`boundaries` in int64."""
+        return self.boundaries.long()
+
+    @cached_property
+    def seen_T(self) -> Tensor:
+        """(T,) int64: how many tokens of its text each token sees: those before it, and itself."""
+        starts_T = self.starts[:-1].repeat_interleave(self.starts.diff())
+        return torch.arange(1, len(starts_T) + 1, device=self.device) - starts_T
+
+    @cached_property
+    def lengths_T(self) -> Tensor:
+        """(T,) int64: how many tokens the text of each token has."""
+        lengths_B = self.starts.diff()
+        return lengths_B.repeat_interleave(lengths_B)
 
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
         """(first text, first token, length, how many) of each run of neighbouring texts of equal length."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epic_search.encoder.attention import KeyValue, Packing, attend
+from epic_search.encoder.attention import KeyValue, Packing
 from epic_search.encoder.passes import EAGER, Passes, Rotation, choose_passes
 from epic_search.encoder.tiles import Weight
 
@@ -72,7 +72,7 @@ class Decoder:
             query_PHW, *key_value = layer.project(hidden, rotation, passes)
             kept.append((key_value[0].contiguous(), key_value[1].contiguous()))
             if i < len(self._layers) - 1:
-                attended_PHW = attend(query_PHW, *kept[-1], packing, scale=layer.scale)
+                attended_PHW = passes.attend(query_PHW, *kept[-1], packing, scale=layer.scale)
                 hidden = layer.finish(hidden[0], attended_PHW, passes)
         return kept
 
@@ -129,7 +129,7 @@ class _Layer:
         rows_Q: Tensor | None,
     ) -> Hidden:
         query_QHW, key_TGW, value_TGW = self.project(hidden, rotation, passes, rows_Q)
-        attended_QHW = attend(
+        attended_QHW = passes.attend(
             query_QHW, key_TGW, value_TGW, packing, scale=self.scale, prefix=prefix, reads_BR=reads_BR
         )
         states_TD, _ = hidden

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epic_search.encoder.attention import Packing, attend
+from epic_search.encoder.attention import Packing
 from epic_search.encoder.batching import Batch
 from epic_search.encoder.bert import Bert
 from epic_search.encoder.decoder import join_weights
@@ -63,7 +63,7 @@ class _Layer:
     def __call__(self, states_TC: Tensor, packing: Packing, passes: Compiled) -> Tensor:
         parts = passes.linear(states_TC, self._query_key_value).chunk(3, dim=-1)
         query_THW, key_THW, value_THW = (part.unflatten(-1, (self._heads, -1)) for part in parts)
-        found_TC = attend(query_THW, key_THW, value_THW, packing, causal=False).flatten(1)
+        found_TC = passes.attend(query_THW, key_THW, value_THW, packing, causal=False).flatten(1)
         found_TC = passes.linear(found_TC, self._out)
         states_TC = passes.layer_norm(found_TC, self._out_norm, added_TD=states_TC, bias_D=self._out_bias)
         if self._activation is F.gelu:

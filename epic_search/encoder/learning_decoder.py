@@ -2,7 +2,7 @@
 
 transformers' layers under autocast are the reference, and what is trained everywhere else. Here a layer is one step of
 autograd with a backward pass written down: products with packed weights (`low_rank.py`), compiled passes between them
-(`learning.cpp`), attention inside of texts (`learning_attention.cpp`), and of the last layer only the tokens that are
+(`learning.cpp`), attention inside of texts (`attention.cpp`), and of the last layer only the tokens that are
 read. From one pass to the other it keeps, for each token and layer, its states before attention and before the MLP,
 queries, keys, values, what attention found, gates, and what they are for; norms, attention's weights and what comes
 through the gates are cheaper to compute again.
@@ -72,10 +72,9 @@ class Texts:
 
     @classmethod
     def of(cls, packing: Packing, rotation: Rotation, reads_BR: Tensor | None) -> "Texts":
-        starts = packing.boundaries.long()
+        starts = packing.starts
         if reads_BR is None:
-            seen = torch.cat([torch.arange(1, length + 1) for length in packing.lengths])
-            return cls(starts, starts, seen, rotation, rotation, None)
+            return cls(starts, starts, packing.seen_T, rotation, rotation, None)
         rows = (starts[:-1, None] + reads_BR).flatten()
         asking = torch.arange(len(starts)) * reads_BR.shape[1]
         return cls(starts, asking, reads_BR.flatten() + 1, rotation, (rotation[0][rows], rotation[1][rows]), rows)

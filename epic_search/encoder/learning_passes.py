@@ -41,7 +41,7 @@ class Attention:
     def arguments(self) -> tuple[Any, ...]:
         """As the compiled functions take them."""
         key, value = self.joined[:, self.first :], self.joined[:, self.first + self.wide :]
-        rows = self.query, self.query.stride(0), key, value, self.joined.stride(0)
+        rows = self.query, self.query.stride(0), key, value, self.joined.stride(0), self.joined.stride(0)
         texts = self.asking, self.starts, self.seen, ctypes.c_float(self.scale), len(self.starts) - 1
         return (*rows, *texts, self.heads, self.groups, self.width)
 

@@ -2,12 +2,12 @@
 
 On a CPU each pass is a trip through memory, and torch makes several where one is enough. `Compiled` makes one, in loops
 of ours (`fused.cpp`) that the user's C++ compiler builds in seconds, once: the library is kept in the cache. Where the
-processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, and so
-is what training adds (`learning.cpp`, `learning_attention.cpp`), of which `learning_decoder.py` makes its steps. It is
-built for training, and when a batch is large enough to be worth those seconds, so never for a single query; a library
-that is there serves all. Where it cannot be built, and where torch records what gradients need, which would miss what
-our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of `FrozenBert`; `epic-search
-doctor` says why.
+processor has AMX, products in bfloat16 are ours as well (`tiles.cpp`), with what follows them done on the way, so is
+attention inside of texts (`attention.cpp`), and what training adds (`learning.cpp`), of which `learning_decoder.py`
+makes its steps. It is built for training, and when a batch is large enough to be worth those seconds, so never for a
+single query; a library that is there serves all. Where it cannot be built, and where torch records what gradients need,
+which would miss what our loops write, `Eager` does the same work for the decoder, and BERT's modules do that of
+`FrozenBert`; `epic-search doctor` says why.
 
 Both write over what they are given where that saves a pass, and both may be called from any thread.
 
@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epic_search.encoder.attention import KeyValue, Packing, attend
 from epic_search.encoder.backbone import Choice
 from epic_search.encoder.tiles import WIDTH, Weight
 from epic_search.encoder.weights import cache_home
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / name for name in ("fused.cpp", "tiles.cpp", "learning.cpp", "learning_attention.cpp")]
+SOURCES = [HERE / name for name in ("fused.cpp", "tiles.cpp", "learning.cpp", "attention.cpp")]
 HEADERS = [HERE / "vectors.h"]
 VARIABLE = "EPIC_SEARCH_COMPILE"
 WORTH = 2048  # tokens of a batch for which a library is built
@@ -50,7 +51,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Passes(Protocol):
-    """What a decoder layer is made of, but for its attention."""
+    """What a decoder layer is made of."""
 
     def linear(self, states_TK: Tensor, weight: Weight) -> Tensor:
         """The layer's outputs, (T, N)."""
@@ -63,6 +64,20 @@ class Passes(Protocol):
 
     def rotate(self, states_THW: Tensor, rotation: Rotation) -> Tensor:
         """Rotary position embeddings (arXiv 2104.09864): the halves of each head are the two coordinates turned."""
+
+    def attend(
+        self,
+        query_QHW: Tensor,
+        key_TGW: Tensor,
+        value_TGW: Tensor,
+        packing: Packing,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        prefix: KeyValue | None = None,
+        reads_BR: Tensor | None = None,
+    ) -> Tensor:
+        """`attend` of `attention.py`."""
 
 
 class Eager:
@@ -96,6 +111,8 @@ class Eager:
         gate_TI, up_TI = gate_up_TI.chunk(2, dim=-1)
         return F.silu(gate_TI).mul_(up_TI)
 
+    attend = staticmethod(attend)
+
 
 class Compiled:
     """One pass each, over tensors on the CPU in one of TYPES; numbers are float32 in between."""
@@ -119,6 +136,10 @@ class Compiled:
         if hasattr(library, "tiles_allowed") and library.tiles_allowed():  # it is not there where AMX is not
             self._multiply = library.multiply_tiles
             self._multiply.argtypes, self._multiply.restype = [pointer] * 5 + [size] * 3 + [number] * 2, None
+            self._attend = library.attend_texts
+            rows: list[Any] = [*[pointer, size] * 2, pointer, pointer, size, size]
+            self._attend.argtypes = [*rows, pointer, pointer, pointer, ctypes.c_float, *[size] * 4, number]
+            self._attend.restype = None
 
     @property
     def has_tiles(self) -> bool:
@@ -178,6 +199,36 @@ class Compiled:
         pointers = out_TI.data_ptr(), gate_up_TI.data_ptr()
         self._functions["gate", gate_up_TI.dtype](*pointers, T, both // 2, _threads(out_TI))
         return out_TI
+
+    def attend(
+        self,
+        query_QHW: Tensor,
+        key_TGW: Tensor,
+        value_TGW: Tensor,
+        packing: Packing,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        prefix: KeyValue | None = None,
+        reads_BR: Tensor | None = None,
+    ) -> Tensor:
+        """`attend`; inside of texts on tiles, where these hold the heads."""
+        Q, H, W = query_QHW.shape
+        if not self.has_tiles or prefix is not None or query_QHW.dtype != torch.bfloat16 or W % WIDTH:
+            tensors = query_QHW, key_TGW, value_TGW
+            return attend(*tensors, packing, scale=scale, causal=causal, prefix=prefix, reads_BR=reads_BR)
+        for x in (query_QHW, key_TGW, value_TGW):
+            assert x.stride()[1:] == (W, 1) and x.dtype == torch.bfloat16, (x.stride(), x.dtype)
+        asking, seen = packing.starts, packing.seen_T if causal else packing.lengths_T
+        if reads_BR is not None:
+            asking = torch.arange(len(packing.lengths) + 1) * reads_BR.shape[1]
+            seen = reads_BR.flatten() + 1
+        out_QHW = query_QHW.new_empty(Q, H, W)
+        rows = query_QHW.data_ptr(), query_QHW.stride(0), key_TGW.data_ptr(), value_TGW.data_ptr()
+        places = key_TGW.stride(0), value_TGW.stride(0), asking.data_ptr(), packing.starts.data_ptr(), seen.data_ptr()
+        sizes = len(packing.lengths), H, key_TGW.shape[1], W, max(_threads(query_QHW), _threads(key_TGW))
+        self._attend(out_QHW.data_ptr(), out_QHW.stride(0), *rows, *places, W**-0.5 if scale is None else scale, *sizes)
+        return out_QHW
 
     def layer_norm(
         self, states_TD: Tensor, norm: nn.LayerNorm, *, added_TD: Tensor, bias_D: Tensor | None = None

@@ -1,8 +1,9 @@
-// Attention inside of texts, causal, in bfloat16 on the tiles of AMX, and the way back through it: for training.
+// Attention inside of texts in bfloat16 on the tiles of AMX, and for training the way back through it.
 //
-// Built with tiles.cpp, where that is. The query heads that share keys are rows of the same products. Scores and their
-// softmax are floats, and are made again on the way back, for 32 rows at a time: first of queries, for their gradients and
-// for what all of a row's have in common, then of keys, for theirs and those of values.
+// Built with tiles.cpp, where that is. The query heads that share keys are rows of the same products, those of a token
+// one below the other, so that 32 rows see few keys that not all of them do. Scores and their softmax are floats, and are
+// made again on the way back, for 32 rows at a time: first of queries, for their gradients and for what all of a row's
+// have in common, then of keys, for theirs and those of values.
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__) && !defined(__clang__)
 
@@ -17,22 +18,28 @@ namespace {
 // The lanes of 16 that are below `count`, from `i` on.
 inline __mmask16 below(int64_t count, int64_t i) { return count - i >= 16 ? 0xffff : (1 << (count - i)) - 1; }
 
-// 32 columns of 16 rows as a tile whose rows are pairs of columns.
-inline void turn_rows(bfloat16 *tile, const bfloat16 *from, int64_t stride) {
+// 32 columns of 16 rows as a tile whose rows are pairs of columns. Of a block with less rows the rest is 0.
+inline void turn_rows(bfloat16 *tile, const bfloat16 *from, int64_t stride, __mmask16 rows = 0xffff) {
     __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i places = _mm512_mullo_epi32(order, _mm512_set1_epi32(int(stride / 2)));
-    for (int i = 0; i < 16; i++) _mm512_store_si512(tile + 32 * i, _mm512_i32gather_epi32(places, from + 2 * i, 4));
+    for (int i = 0; i < 16; i++) {
+        __m512i pairs = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), rows, places, from + 2 * i, 4);
+        _mm512_store_si512(tile + 32 * i, pairs);
+    }
 }
 
 inline int64_t whole(int64_t count) { return (count + 31) / 32 * 32; }  // 32 rows are what a product takes at least
 
-// sums (rows, columns) = left (rows, depth) @ right, all multiples of 32; of `right`, tiles for each 32 of depth.
-void multiply(float *sums, const bfloat16 *left, const bfloat16 *right, int64_t rows, int64_t columns, int64_t depth) {
+// sums (rows, columns) = left (rows, depth) @ right, all multiples of 32; of `right`, tiles for each 32 of depth and all
+// its columns, of which these are the first.
+void multiply(
+    float *sums, const bfloat16 *left, const bfloat16 *right, int64_t rows, int64_t columns, int64_t depth, int64_t all
+) {
     for (int64_t row = 0; row < rows; row += 32) {
         for (int64_t column = 0; column < columns; column += 32) {
             _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
             for (int64_t step = 0; step < depth; step += 32) {
-                const bfloat16 *own = left + row * depth + step, *tiles = right + step * columns + column * 32;
+                const bfloat16 *own = left + row * depth + step, *tiles = right + step * all + column * 32;
                 _tile_loadd(4, own, depth * BYTES);
                 _tile_loadd(5, own + 16 * depth, depth * BYTES);
                 _tile_loadd(6, tiles, 64);
@@ -48,13 +55,13 @@ void multiply(float *sums, const bfloat16 *left, const bfloat16 *right, int64_t 
     see_memory();
 }
 
-// Where the rows of some heads of a text stand: row i of head h at i * stride + h * width.
+// Where the rows of some heads of a text stand, those of a token together: of head h of token i at i * stride + h * width.
 struct Heads {
     bfloat16 *numbers;
     int64_t stride, length, heads, width;
 
     int64_t rows() const { return length * heads; }
-    bfloat16 *row(int64_t i) const { return numbers + i % length * stride + i / length * width; }
+    bfloat16 *row(int64_t i) const { return numbers + i / heads * stride + i % heads * width; }
 };
 
 inline Heads heads_at(
@@ -133,13 +140,18 @@ struct Softmax {
     float most, share;  // the largest score, and what the powers are to be multiplied with
 };
 
+inline float largest(const float *scores, int64_t count) {
+    __m512 found = _mm512_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < count; i += 16) {
+        found = _mm512_mask_max_ps(found, below(count, i), found, _mm512_loadu_ps(scores + i));
+    }
+    return count ? _mm512_reduce_max_ps(found) : 0;
+}
+
 // In place: powers of scale * (scores - the largest), of the first `count`, and zeros up to `width`.
 inline Softmax softmax(float *scores, int64_t count, int64_t width, float scale) {
-    __m512 largest = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 16) {
-        largest = _mm512_mask_max_ps(largest, below(count, i), largest, _mm512_loadu_ps(scores + i));
-    }
-    float most = count ? _mm512_reduce_max_ps(largest) : 0;
+    float most = largest(scores, count);
+    __m512 sums = _mm512_setzero_ps();
     for (int64_t i = 0; i < width; i += 16) {
         __mmask16 seen = i < count ? below(count, i) : 0;
         __m512 power = _mm512_maskz_mov_ps(seen, exponential(scale * (_mm512_loadu_ps(scores + i) - most)));
@@ -149,47 +161,95 @@ inline Softmax softmax(float *scores, int64_t count, int64_t width, float scale)
     return {most, count ? 1 / _mm512_reduce_add_ps(sums) : 0};
 }
 
+// The same powers in bfloat16, and what they are to be multiplied with.
+inline float powers(bfloat16 *out, const float *scores, int64_t count, int64_t width, float scale) {
+    float most = largest(scores, count);
+    __m512 sums = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i < count; i += 16) {
+        __m512 power = exponential(scale * (_mm512_loadu_ps(scores + i) - most));
+        power = _mm512_maskz_mov_ps(below(count, i), power);
+        store(out + i, power);
+        sums += power;
+    }
+    for (; i < width; i += 16) store(out + i, _mm512_setzero_ps());
+    return count ? 1 / _mm512_reduce_add_ps(sums) : 0;
+}
+
+// Keys as the right side of products with queries, and values as that of sums, on tiles.
+void pack_keys(bfloat16 *to, const Heads &from) {
+    for (int64_t step = 0; step < from.width; step += 32) {
+        for (int64_t row = 0; row < whole(from.length); row += 16, to += 512) {
+            __mmask16 there = row < from.length ? below(from.length, row) : 0;
+            turn_rows(to, from.numbers + row * from.stride + step, from.stride, there);
+        }
+    }
+}
+
+void pack_values(bfloat16 *to, const Heads &from) {
+    for (int64_t row = 0; row < from.length; row += 32) {
+        for (int64_t column = 0; column < from.width; column += 32, to += 1024) {
+            pair_rows(to, from.numbers + row * from.stride + column, from.stride, from.length - row);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
 // Attention of the tokens that ask to the first `seen` tokens of their text: out = softmax(scale * query @ key) @ value.
 // Rows of `query` and `out` have a head after the other, those of `key` and `value` one for each group of heads; texts
-// begin at the rows `asking` and `starts`, where the last ends at one more.
+// begin at the rows `asking` and `starts`, where the last ends at one more. Where texts are few, threads share each.
 void attend_texts(
     bfloat16 *out, int64_t out_stride, const bfloat16 *query, int64_t query_stride, const bfloat16 *key,
-    const bfloat16 *value, int64_t stride, const int64_t *asking, const int64_t *starts, const int64_t *seen, float scale,
-    int64_t texts, int64_t heads, int64_t groups, int64_t width, int threads
+    const bfloat16 *value, int64_t key_stride, int64_t value_stride, const int64_t *asking, const int64_t *starts,
+    const int64_t *seen, float scale, int64_t texts, int64_t heads, int64_t groups, int64_t width, int threads
 ) {
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
-    for (int64_t text = 0; text < texts; text++) {
-        for (int64_t group = 0; group < groups; group++) {
-            Place at{asking[text], asking[text + 1] - asking[text], starts[text], starts[text + 1] - starts[text]};
-            int64_t shared = heads / groups, head = group * shared;
-            Heads results = heads_at(out, out_stride, at.asking, at.count, head, shared, width);
-            Operand q(heads_at(query, query_stride, at.asking, at.count, head, shared, width));
-            Operand k(heads_at(key, stride, at.start, at.length, group, 1, width));
-            Operand v(heads_at(value, stride, at.start, at.length, group, 1, width));
-            Tiles turned = k.turned(), paired = v.paired();
-            std::vector<float> scores(32 * k.rows()), sums(32 * width);
-            std::vector<bfloat16> shares(32 * k.rows());
-            _tile_loadconfig(&shapes);
-            for (int64_t row = 0; row < results.rows(); row += 32) {
-                multiply(scores.data(), q.left(row), turned.first(), 32, k.rows(), width);
-                for (int64_t i = 0; i < 32; i++) {
-                    int64_t count = row + i < results.rows() ? seen[at.asking + (row + i) % at.count] : 0;
-                    float *own = &scores[i * k.rows()];
-                    Softmax of = softmax(own, count, k.rows(), scale);
-                    for (int64_t j = 0; j < k.rows(); j += 16) {
-                        store(&shares[i * k.rows() + j], _mm512_loadu_ps(own + j) * of.share);
+    int64_t shared = heads / groups, parts = texts * groups < 8 * threads ? threads : 1, longest = 0;
+    for (int64_t text = 0; text < texts; text++) longest = std::max(longest, whole(starts[text + 1] - starts[text]));
+#pragma omp parallel num_threads(threads)
+    {
+        Tiles keys(longest * width), values(longest * width), shares(32 * longest), asks(32 * width);
+        std::vector<float> scores(32 * longest), sums(32 * width);
+        _tile_loadconfig(&shapes);
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int64_t text = 0; text < texts; text++) {
+            for (int64_t group = 0; group < groups; group++) {
+                for (int64_t part = 0; part < parts; part++) {
+                    Place at{asking[text], asking[text + 1] - asking[text], starts[text], starts[text + 1] - starts[text]};
+                    int64_t head = group * shared, all = whole(at.length);
+                    Heads results = heads_at(out, out_stride, at.asking, at.count, head, shared, width);
+                    Heads queries = heads_at(query, query_stride, at.asking, at.count, head, shared, width);
+                    pack_keys(keys.first(), heads_at(key, key_stride, at.start, at.length, group, 1, width));
+                    pack_values(values.first(), heads_at(value, value_stride, at.start, at.length, group, 1, width));
+                    for (int64_t row = 32 * part; row < results.rows(); row += 32 * parts) {
+                        int64_t rows = std::min<int64_t>(32, results.rows() - row), most = 0;
+                        const int64_t *counts = seen + at.asking;
+                        for (int64_t i = 0; i < rows; i++) {
+                            std::copy_n(queries.row(row + i), width, asks.first() + i * width);
+                            most = std::max(most, counts[(row + i) / shared]);
+                        }
+                        see_memory();
+                        int64_t K = whole(most);
+                        multiply(scores.data(), asks.first(), keys.first(), 32, K, width, all);
+                        float factors[32];
+                        for (int64_t i = 0; i < rows; i++) {
+                            int64_t count = counts[(row + i) / shared];
+                            factors[i] = powers(shares.first() + i * K, &scores[i * K], count, K, scale);
+                        }
+                        see_memory();
+                        multiply(sums.data(), shares.first(), values.first(), 32, width, K, width);
+                        for (int64_t i = 0; i < rows; i++) {
+                            for (int64_t j = 0; j < width; j += 16) {
+                                store(results.row(row + i) + j, _mm512_loadu_ps(&sums[i * width + j]) * factors[i]);
+                            }
+                        }
                     }
                 }
-                see_memory();
-                multiply(sums.data(), shares.data(), paired.first(), 32, width, k.rows());
-                write_rows(results, row, sums.data());
             }
-            _tile_release();
         }
+        _tile_release();
     }
 }
 
@@ -197,8 +257,8 @@ void attend_texts(
 void attend_texts_backward(
     bfloat16 *of_query, int64_t of_query_stride, bfloat16 *of_key, bfloat16 *of_value, int64_t of_stride,
     const bfloat16 *of_out, int64_t out_stride, const bfloat16 *query, int64_t query_stride, const bfloat16 *key,
-    const bfloat16 *value, int64_t stride, const int64_t *asking, const int64_t *starts, const int64_t *seen, float scale,
-    int64_t texts, int64_t heads, int64_t groups, int64_t width, int threads
+    const bfloat16 *value, int64_t key_stride, int64_t value_stride, const int64_t *asking, const int64_t *starts,
+    const int64_t *seen, float scale, int64_t texts, int64_t heads, int64_t groups, int64_t width, int threads
 ) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t text = 0; text < texts; text++) {
@@ -207,8 +267,8 @@ void attend_texts_backward(
             int64_t shared = heads / groups, head = group * shared;
             Operand q(heads_at(query, query_stride, at.asking, at.count, head, shared, width));
             Operand d(heads_at(of_out, out_stride, at.asking, at.count, head, shared, width));
-            Operand k(heads_at(key, stride, at.start, at.length, group, 1, width));
-            Operand v(heads_at(value, stride, at.start, at.length, group, 1, width));
+            Operand k(heads_at(key, key_stride, at.start, at.length, group, 1, width));
+            Operand v(heads_at(value, value_stride, at.start, at.length, group, 1, width));
             Heads of_q = heads_at(of_query, of_query_stride, at.asking, at.count, head, shared, width);
             Heads of_k = heads_at(of_key, of_stride, at.start, at.length, group, 1, width);
             Heads of_v = heads_at(of_value, of_stride, at.start, at.length, group, 1, width);
@@ -220,11 +280,11 @@ void attend_texts_backward(
             _tile_loadconfig(&shapes);
             Tiles k_turned = k.turned(), v_turned = v.turned(), k_paired = k.paired();
             for (int64_t row = 0; row < Q; row += 32) {  // queries below each other
-                multiply(scores.data(), q.left(row), k_turned.first(), 32, K, width);
-                multiply(gradients.data(), d.left(row), v_turned.first(), 32, K, width);
+                multiply(scores.data(), q.left(row), k_turned.first(), 32, K, width, K);
+                multiply(gradients.data(), d.left(row), v_turned.first(), 32, K, width, K);
                 for (int64_t i = 0; i < 32; i++) {
                     float *own = &scores[i * K], *of = &gradients[i * K];
-                    count[row + i] = row + i < of_q.rows() ? int32_t(seen[at.asking + (row + i) % at.count]) : 0;
+                    count[row + i] = row + i < of_q.rows() ? int32_t(seen[at.asking + (row + i) / shared]) : 0;
                     Softmax found = softmax(own, count[row + i], K, scale);
                     __m512 products = _mm512_setzero_ps();
                     for (int64_t j = 0; j < K; j += 16) products += _mm512_loadu_ps(own + j) * _mm512_loadu_ps(of + j);
@@ -236,13 +296,13 @@ void attend_texts_backward(
                     }
                 }
                 see_memory();
-                multiply(sums.data(), of_scores.data(), k_paired.first(), 32, width, K);
+                multiply(sums.data(), of_scores.data(), k_paired.first(), 32, width, K, width);
                 write_rows(of_q, row, sums.data());
             }
             Tiles q_turned = q.turned(), d_turned = d.turned(), q_paired = q.paired(), d_paired = d.paired();
             for (int64_t row = 0; row < K; row += 32) {  // keys below each other
-                multiply(scores.data(), k.left(row), q_turned.first(), 32, Q, width);
-                multiply(gradients.data(), v.left(row), d_turned.first(), 32, Q, width);
+                multiply(scores.data(), k.left(row), q_turned.first(), 32, Q, width, Q);
+                multiply(gradients.data(), v.left(row), d_turned.first(), 32, Q, width, Q);
                 for (int64_t i = 0; i < 32; i++) {
                     for (int64_t j = 0; j < Q; j += 16) {
                         __m512i counts = _mm512_loadu_si512(&count[j]);
@@ -255,9 +315,9 @@ void attend_texts_backward(
                     }
                 }
                 see_memory();
-                multiply(sums.data(), shares.data(), d_paired.first(), 32, width, Q);
+                multiply(sums.data(), shares.data(), d_paired.first(), 32, width, Q, width);
                 write_rows(of_v, row, sums.data());
-                multiply(sums.data(), of_scores.data(), q_paired.first(), 32, width, Q);
+                multiply(sums.data(), of_scores.data(), q_paired.first(), 32, width, Q, width);
                 write_rows(of_k, row, sums.data());
             }
             _tile_release();
