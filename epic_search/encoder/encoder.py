@@ -238,7 +238,7 @@ class Encoder:
         whole = self.model.dim
         plain = Prompt(task, (), np.empty((0, whole), dtype=np.float32), self.fingerprint, kind)
         texts = self._whole_texts(shown)
-        self._layout(task, texts if kind == "text" else len(shown))
+        self._layout(task, texts if kind == "text" else sum(not one.names_class for one in shown))
         if kind == "text" or not shown:
             return replace(plain, demonstrations=shown)
         queries_KE = self.encode_queries([d.query for d in shown], prompt=plain, whole=True)
@@ -255,7 +255,7 @@ class Encoder:
                 f"the prompt's vectors are of encoder {prompt.encoder[:12]}, and this is '{self.name}' "
                 f"({self.fingerprint[:12]}); make the prompt anew with this encoder's prompt()"
             )
-        return self._layout(prompt.task, len(prompt.demonstrations))
+        return self._layout(prompt.task, len(prompt.slots_SE) // 2)
 
     @torch.inference_mode()
     def save_prefix(self, prompt: Prompt, path: Path) -> None:
@@ -269,7 +269,7 @@ class Encoder:
     def _around(self, prompt: Prompt) -> Around:
         """What stands around a query under a prompt, made once for each prompt object."""
         if prompt not in self._arounds:
-            self._arounds[prompt] = self.layout(prompt), torch.from_numpy(prompt.vectors_SE).to(self.device)
+            self._arounds[prompt] = self.layout(prompt), torch.from_numpy(prompt.slots_SE).to(self.device)
         return self._arounds[prompt]
 
     def _emphasis(self, prompt: Prompt) -> Emphasis | None:

@@ -51,7 +51,8 @@ class Demonstration:
     """One example pair: for this query, that passage is right.
 
     `names_class`: the passage is the name of the query's class ("anger"), and not a text that answers it. Names say
-    what a classification or a clustering is about, and are read in a way of their own (see `emphasis.py`).
+    what a classification or a clustering is about. Their vectors are not put before the query, but change its own (see
+    `emphasis.py`), so any number of classes costs no tokens. As texts they stand in the prompt like others.
     """
 
     query: str
@@ -77,6 +78,14 @@ class Prompt:
     def __post_init__(self) -> None:
         vectors = 2 * len(self.demonstrations) if self.kind == "soft" else 0
         assert len(self.vectors_SE) == vectors, (self.vectors_SE.shape, vectors)
+
+    @property
+    def slots_SE(self) -> np.ndarray:
+        """The vectors that stand in the prompt, (S, dim): of the demonstrations that do not name a class."""
+        if self.kind == "text":
+            return self.vectors_SE
+        stands_K = np.array([not shown.names_class for shown in self.demonstrations], dtype=bool)
+        return self.vectors_SE[stands_K.repeat(2)]
 
     def save(self, path: Path) -> None:
         """Write the prompt to one safetensors file: the vectors as a tensor, the texts as metadata."""

@@ -63,13 +63,26 @@ def test_wrong_pairs_change_nothing(random: np.random.Generator) -> None:
 
 def test_an_encoder_applies_it_to_its_queries(tiny_encoder: Encoder) -> None:
     named = tiny_encoder.prompt(task="find", demonstrations=NAMED)
-    plain = tiny_encoder.prompt(task="find", demonstrations=[Demonstration(d.query, d.passage) for d in NAMED])
+    plain = tiny_encoder.prompt(task="find")
     emphasis = Emphasis.of(named)
     assert emphasis is not None and Emphasis.of(plain) is None
     before_NE = tiny_encoder.encode_queries(TEXTS, prompt=plain)
     np.testing.assert_allclose(tiny_encoder.encode_queries(TEXTS, prompt=named), emphasis(before_NE), atol=1e-5)
     both_NE = tiny_encoder.encode_queries([TEXTS[0]] * 2, prompts=[named, plain])
     np.testing.assert_allclose(both_NE, [emphasis(before_NE[:1])[0], before_NE[0]], atol=1e-5)
+
+
+def test_names_take_no_place_in_the_prompt_and_other_demonstrations_keep_theirs(tiny_encoder: Encoder) -> None:
+    answered = Demonstration("a question", "its answer")
+    many = [Demonstration(f"text {n}", f"class {n}", names_class=True) for n in range(500)]
+    both = tiny_encoder.prompt(demonstrations=[*many[:250], answered, *many[250:]])
+    alone = tiny_encoder.prompt(demonstrations=[answered])
+    assert tiny_encoder.layout(both) == tiny_encoder.layout(alone)
+    np.testing.assert_allclose(both.slots_SE, alone.vectors_SE, atol=1e-5)
+    emphasis = Emphasis.of(both)
+    assert emphasis is not None
+    before_NE = tiny_encoder.encode_queries(TEXTS, prompt=alone)
+    np.testing.assert_allclose(tiny_encoder.encode_queries(TEXTS, prompt=both), emphasis(before_NE), atol=1e-4)
 
 
 @pytest.mark.parametrize("kept", [slice(0, 1), slice(0, 3, 2)], ids=["one demonstration", "two of one class"])
