@@ -133,10 +133,14 @@ def outcome(case: Case, config: EncoderConfig) -> Outcome:
             torch.nn.init.normal_(parameter, std=0.05)
     rows, contextual_tokens = [], []
     encoder.model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    if encoder.model.contextual is not None:
-        encoder.model.contextual.model.register_forward_pre_hook(
-            lambda _, inputs: contextual_tokens.append(inputs[0].ids.numel())
-        )
+    if (context_encoder := encoder.model.contextual) is not None:
+        forward = context_encoder._forward
+
+        def counted(ids: torch.Tensor, batch: Any) -> torch.Tensor:
+            contextual_tokens.append(ids.numel())
+            return forward(ids, batch)
+
+        context_encoder._forward = counted  # type: ignore[method-assign]
 
     pairs = [
         Pair("find it", f"query number {i}", f"passage number {i} {'and more ' * i}", (f"wrong {i}",)) for i in range(9)

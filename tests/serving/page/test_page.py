@@ -142,6 +142,7 @@ def test_an_open_document_is_an_entry_of_the_history(open_page, site: SimpleName
     expect(hits).to_have_count(4)
     page.keyboard.press("Escape")
     expect(reader).to_be_hidden()
+    expect(page).to_have_url(re.compile(r"#q=sleeps&only=[^&]*$"))  # to go back while it still goes back is lost
     page.go_back()
     expect(hits).to_have_count(10)
     expect(reader).to_be_hidden()
