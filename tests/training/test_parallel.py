@@ -140,7 +140,7 @@ def outcome(case: Case, config: EncoderConfig) -> Outcome:
             contextual_tokens.append(ids.numel())
             return forward(ids, batch)
 
-        context_encoder._forward = counted  # type: ignore[method-assign]
+        context_encoder._forward = counted
 
     pairs = [
         Pair("find it", f"query number {i}", f"passage number {i} {'and more ' * i}", (f"wrong {i}",)) for i in range(9)
