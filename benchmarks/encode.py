@@ -57,7 +57,7 @@ from epic_search.encoder import Encoder, weights
 from epic_search.encoder.backbone import load_backbone, save_model
 from epic_search.encoder.batching import batches, token_budget
 from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dtype
-from epic_search.encoder.passes import VARIABLE, int8_obstacle
+from epic_search.encoder.passes import VARIABLE, Compiled, tiles_on
 from epic_search.encoder.tokenizer import load_tokenizer
 
 LONGEST = 510  # and BOS and EOS
@@ -88,7 +88,7 @@ def main(
         tokenizer = load_tokenizer(folder)
         ours = Encoder.load(folder, device=where.type, dtype=dtype)
         coarse = None
-        if precision == torch.bfloat16 and int8_obstacle(where) is None:
+        if precision == torch.bfloat16 and isinstance(tiles_on(where), Compiled):
             coarse = Encoder.load(folder, device=where.type, dtype="int8")
         compiled = {}
         if others and where.type == "cpu":

@@ -37,19 +37,11 @@ void multiply(
 ) {
     for (int64_t row = 0; row < rows; row += 32) {
         for (int64_t column = 0; column < columns; column += 32) {
-            _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+            begin_sums();
             for (int64_t step = 0; step < depth; step += 32) {
-                const bfloat16 *own = left + row * depth + step, *tiles = right + step * all + column * 32;
-                _tile_loadd(4, own, depth * BYTES);
-                _tile_loadd(5, own + 16 * depth, depth * BYTES);
-                _tile_loadd(6, tiles, 64);
-                _tile_loadd(7, tiles + 512, 64);
-                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                add_product(left + row * depth + step, depth, right + step * all + column * 32);
             }
-            float *to = sums + row * columns + column;
-            _tile_stored(0, to, columns * 4); _tile_stored(1, to + 16, columns * 4);
-            _tile_stored(2, to + 16 * columns, columns * 4); _tile_stored(3, to + 16 * columns + 16, columns * 4);
+            store_sums(sums + row * columns + column, columns);
         }
     }
     see_memory();

@@ -70,6 +70,15 @@ class Packing:
         lengths_B = self.starts.diff()
         return lengths_B.repeat_interleave(lengths_B)
 
+    def asking(self, reads_BR: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where the tokens that ask begin for each text, and the last end, (B + 1,), and how many tokens each sees.
+
+        Those are the positions `reads_BR` of each text, or all. Both int64.
+        """
+        if reads_BR is None:
+            return self.starts, self.seen_T
+        return torch.arange(len(self.lengths) + 1, device=self.device) * reads_BR.shape[1], reads_BR.flatten() + 1
+
     def runs(self) -> Iterator[tuple[int, int, int, int]]:
         """(first text, first token, length, how many) of each run of neighbouring texts of equal length."""
         text = start = 0

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from epic_search.encoder.backbone import Choice
-from epic_search.encoder.passes import int8_obstacle
+from epic_search.encoder.passes import tiles_on
 from epic_search.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -29,9 +29,9 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> Choice:
     """
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype '{dtype}' is not one of auto, {', '.join(DTYPES)}")
-    if dtype == "int8" and (obstacle := int8_obstacle(device)):
+    if dtype == "int8" and isinstance(found := tiles_on(device), str):
         raise UserError(
-            f"dtype 'int8' needs a CPU with AMX and products compiled for it, and there are none here: {obstacle}; "
+            f"dtype 'int8' needs a CPU with AMX and products compiled for it, and there are none here: {found}; "
             "use auto"
         )
     if dtype != "auto":

@@ -110,7 +110,7 @@ void multiply_transposed(
 #pragma omp for collapse(2)
         for (int64_t rank = 0; rank < ranks; rank += 32) {
             for (int64_t column = 0; column < width; column += 32) {
-                _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+                begin_sums();
                 for (int64_t block = 0; block < blocks; block++) {
                     const bfloat16 *from = states + block * 32 * stride + column, *own = &turned[block * 32 * ranks];
                     for (int64_t i = 32; i < std::min<int64_t>(64, rows - block * 32); i++) {
@@ -118,16 +118,9 @@ void multiply_transposed(
                     }
                     pair_rows(tiles, from, stride, rows - block * 32);
                     see_memory();
-                    _tile_loadd(4, own + rank * 32, 64);
-                    _tile_loadd(5, own + (rank + 16) * 32, 64);
-                    _tile_loadd(6, tiles, 64);
-                    _tile_loadd(7, tiles + 512, 64);
-                    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-                    _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+                    add_product(own + rank * 32, 32, tiles);
                 }
-                float *to = out + rank * width + column;
-                _tile_stored(0, to, width * 4); _tile_stored(1, to + 16, width * 4);
-                _tile_stored(2, to + 16 * width, width * 4); _tile_stored(3, to + 16 * width + 16, width * 4);
+                store_sums(out + rank * width + column, width);
                 see_memory();
             }
         }

@@ -10,7 +10,6 @@ through the gates are cheaper to compute again.
 Shapes as in `attention.py`, and D width of the backbone, W head width, R positions of a text that are read.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from epic_search.encoder.attention import Packing
 from epic_search.encoder.decoder import RMSNorm
 from epic_search.encoder.learning_passes import Attention, LearningPasses
 from epic_search.encoder.low_rank import LowRankProduct, base_of
-from epic_search.encoder.passes import VARIABLE, Compiled, Rotation, compiled
+from epic_search.encoder.passes import Rotation, tiles_on
 from epic_search.encoder.tiles import WIDTH
 
 
@@ -51,7 +50,7 @@ class LearningDecoder:
             texts = read if layer is self._layers[-1] else whole
             for product in layer.products:
                 product.refresh()
-            states = _run(states, layer, texts)
+            states = _Learn.apply(states, layer, texts, *layer.parameters)
         return self._norm(states)
 
 
@@ -72,12 +71,11 @@ class Texts:
 
     @classmethod
     def of(cls, packing: Packing, rotation: Rotation, reads_BR: Tensor | None) -> "Texts":
-        starts = packing.starts
+        starts, (asking, seen) = packing.starts, packing.asking(reads_BR)
         if reads_BR is None:
-            return cls(starts, starts, packing.seen_T, rotation, rotation, None)
+            return cls(starts, asking, seen, rotation, rotation, None)
         rows = (starts[:-1, None] + reads_BR).flatten()
-        asking = torch.arange(len(starts)) * reads_BR.shape[1]
-        return cls(starts, asking, reads_BR.flatten() + 1, rotation, (rotation[0][rows], rotation[1][rows]), rows)
+        return cls(starts, asking, seen, rotation, (rotation[0][rows], rotation[1][rows]), rows)
 
 
 class _Layer:
@@ -105,14 +103,8 @@ class _Layer:
         return Attention(query, joined, *heads, texts.asking, texts.starts, texts.seen)
 
 
-def _run(states_TD: Tensor, layer: _Layer, texts: Texts) -> Tensor:
-    """(Q, D) states after a layer, of the tokens that ask."""
-    out: Tensor = _Learn.apply(states_TD, layer, texts, *layer.parameters)
-    return out
-
-
 class _Learn(torch.autograd.Function):
-    """A layer, forward and back."""
+    """A layer, forward and back: the states (Q, D) after it of the tokens that ask, from those of all before it."""
 
     @staticmethod
     def forward(ctx: Any, states_TD: Tensor, layer: _Layer, texts: Texts, *_: Tensor) -> Tensor:
@@ -208,13 +200,10 @@ def learning_decoder(backbone: Any) -> LearningDecoder | None:
     There is one on a CPU with AMX and a compiler, for frozen weights in bfloat16, LoRA without dropout, and layers as
     plain as Llama's. What is to be built is built.
     """
-    on_cpu = next(backbone.parameters()).device.type == "cpu"
-    if os.environ.get(VARIABLE) == "off" or not on_cpu or not all(map(_is_plain, backbone.layers)):
+    if not all(map(_is_plain, backbone.layers)):
         return None
-    found = compiled(build=True)
-    if not isinstance(found, Compiled) or not found.has_tiles:
-        return None
-    return LearningDecoder(backbone, LearningPasses(found))
+    found = tiles_on(next(backbone.parameters()).device)
+    return None if isinstance(found, str) else LearningDecoder(backbone, LearningPasses(found))
 
 
 def _is_plain(layer: Any) -> bool:

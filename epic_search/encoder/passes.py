@@ -219,10 +219,9 @@ class Compiled:
             return attend(*tensors, packing, scale=scale, causal=causal, prefix=prefix, reads_BR=reads_BR)
         for x in (query_QHW, key_TGW, value_TGW):
             assert x.stride()[1:] == (W, 1) and x.dtype == torch.bfloat16, (x.stride(), x.dtype)
-        asking, seen = packing.starts, packing.seen_T if causal else packing.lengths_T
-        if reads_BR is not None:
-            asking = torch.arange(len(packing.lengths) + 1) * reads_BR.shape[1]
-            seen = reads_BR.flatten() + 1
+        asking, seen = (
+            packing.asking(reads_BR) if causal or reads_BR is not None else (packing.starts, packing.lengths_T)
+        )
         out_QHW = query_QHW.new_empty(Q, H, W)
         rows = query_QHW.data_ptr(), query_QHW.stride(0), key_TGW.data_ptr(), value_TGW.data_ptr()
         places = key_TGW.stride(0), value_TGW.stride(0), asking.data_ptr(), packing.starts.data_ptr(), seen.data_ptr()
@@ -285,13 +284,13 @@ def passes_choice(device: torch.device) -> tuple[Choice, bool]:
     return Choice("torch's own", f"{found}"), True
 
 
-def int8_obstacle(device: torch.device) -> str | None:
-    """Why products on this device cannot be in int8; None if they can. What is to be built is built."""
+def tiles_on(device: torch.device) -> Compiled | str:
+    """Compiled passes with products on tiles, or why there are none on this device. What is to be built is built."""
     choice, _ = passes_choice(device)
     found = compiled(build=False)
     if choice.value != "compiled" or not isinstance(found, Compiled):
         return choice.reason
-    return None if found.has_tiles else "this processor, or its system, has no AMX"
+    return found if found.has_tiles else "this processor, or its system, has no AMX"
 
 
 def compiled(*, build: bool) -> Compiled | str | None:

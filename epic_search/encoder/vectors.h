@@ -55,3 +55,20 @@ static inline void pair_rows(bfloat16 *tiles, const bfloat16 *from, int64_t stri
         _mm512_store_si512(tiles + 512 + row * 16, _mm512_permutex2var_epi16(even, right, odd));
     }
 }
+
+// 32 x 32 sums on the tiles 0 to 3: begun, added to by products of 32 rows of 32 numbers and two tiles, and stored.
+static inline void begin_sums() { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
+
+static inline void add_product(const bfloat16 *rows, int64_t stride, const bfloat16 *tiles) {
+    _tile_loadd(4, rows, stride * BYTES);
+    _tile_loadd(5, rows + 16 * stride, stride * BYTES);
+    _tile_loadd(6, tiles, 64);
+    _tile_loadd(7, tiles + 512, 64);
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+}
+
+static inline void store_sums(float *to, int64_t width) {
+    _tile_stored(0, to, width * 4); _tile_stored(1, to + 16, width * 4);
+    _tile_stored(2, to + 16 * width, width * 4); _tile_stored(3, to + 16 * width + 16, width * 4);
+}

@@ -14,3 +14,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     if not isinstance(found, Compiled):
         pytest.skip(str(found))
     return found
+
+
+@pytest.fixture
+def tiles(library: Compiled) -> Compiled:
+    """The same with products on tiles; a test is skipped where there are none."""
+    if not library.has_tiles:
+        pytest.skip("this processor, or its system, has no AMX")
+    return library

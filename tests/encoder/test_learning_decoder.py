@@ -36,12 +36,9 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture
-def make(tmp_path: Path, library: Compiled) -> Make:
+def make(tmp_path: Path, tiles: Compiled) -> Make:
     """A backbone with LoRA layers that do something; the same weights in each precision."""
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    if not library.has_tiles:
-        pytest.skip("this processor, or its system, has no AMX")
 
     def made(kind: str = "llama", *, dtype: torch.dtype, targets: list[str] = ALL, **options: Any) -> Any:
         torch.manual_seed(0)
@@ -139,9 +136,7 @@ def test_it_is_taken_where_it_can_be(make: Make, monkeypatch: pytest.MonkeyPatch
     assert learning_decoder(make(dtype=torch.bfloat16)) is None
 
 
-def test_encoders_are_trained_by_it(wide_config: EncoderConfig, library: Compiled) -> None:
-    if not library.has_tiles:
-        pytest.skip("this processor, or its system, has no AMX")
+def test_encoders_are_trained_by_it(wide_config: EncoderConfig, tiles: Compiled) -> None:
     made = {}
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
