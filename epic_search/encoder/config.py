@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from epic_search.encoder.prompt import DemonstrationKind
+from epic_search.encoder.prompt import DemonstrationKind, Markers
 from epic_search.errors import UserError
 
 FORMAT = 1
@@ -122,6 +122,14 @@ class SoftTokenConfig(StrictModel):
         "learned map; mlp is Linear-GELU-Linear. EPIC's is not published in what we could read. Our choice: as xRAG "
         "(arXiv 2405.13792), started so that lengths and angles survive; a linear map mostly works, too (Vector-ICL, "
         "arXiv 2410.05629).",
+    )
+    markers: Markers = Field(
+        "words",
+        exclude_if=lambda markers: markers == "words",
+        description="What stands around the two tokens of a demonstration: the words that stand around texts, Query: "
+        "and Response: (words), or nothing but a line's end (lines), 3 tokens a demonstration instead of 8 with "
+        "SmolLM2's tokenizer. EPIC's template is not published in what we could read. Our choice: the places that "
+        "bge-en-icl (arXiv 2409.15700) has for texts.",
     )
 
 

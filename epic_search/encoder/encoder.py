@@ -65,6 +65,7 @@ class Encoder:
             bos_id=eos_id if bos_id is None else bos_id,
             eos_id=eos_id,
             contextual_position=self.config.contextual.position if self.config.contextual else None,
+            markers=self.config.soft_tokens.markers,
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 Layout of a query whose demonstrations are soft, one slot for each text (EPIC, arXiv 2605.01372):
 
     BOS Instruct: TASK\\n (Query: [v_q] \\nResponse: [v_p] \\n) x k  Query: [context] TEXT \\nResponse: EOS
+    BOS Instruct: TASK\\n ([v_q] [v_p] \\n) x k  Query: [context] TEXT \\nResponse: EOS    with markers "lines"
 
 and whose demonstrations are texts, in the same places (bge-en-icl, arXiv 2409.15700, where each repeats the
 instruction):
@@ -41,9 +42,11 @@ DemonstrationKind = Literal["soft", "text"]
 """What a demonstration's two texts are in the input: a soft token each, or their own tokens."""
 KINDS: tuple[DemonstrationKind, ...] = get_args(DemonstrationKind)
 
+Markers = Literal["words", "lines"]
+"""What stands around the two soft tokens of a demonstration: the words that stand around texts, or a line's end."""
+
 IdPair = tuple[Sequence[int], Sequence[int]]
 """What stands for a demonstration's query and for its passage in the input."""
-_SLOTS: IdPair = ((SOFT_SLOT,), (SOFT_SLOT,))
 
 
 @dataclass(frozen=True)
@@ -158,13 +161,16 @@ class Template:
         bos_id: int,
         eos_id: int,
         contextual_position: str | None,
+        markers: Markers,
     ) -> None:
         self._tokenize = tokenize
         self._bos_id = bos_id
         self._eos_id = eos_id
         self._early = [CONTEXTUAL_SLOT] if contextual_position == "before_prefix" else []
         self._late = [CONTEXTUAL_SLOT] if contextual_position == "after_prefix" else []
+        slot = [SOFT_SLOT]
         self._query, self._response, self._end = tokenize(QUERY), tokenize(RESPONSE), tokenize(END_OF_DEMONSTRATION)
+        self._slots = [*slot, *slot, *self._end] if markers == "lines" else self._texts(slot, slot)
         self.passage = Layout((bos_id, *self._early, *self._late), (eos_id,))
 
     def query(self, *, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
@@ -172,8 +178,10 @@ class Template:
 
         `demonstrations`: the token ids of their texts, or how many there are, for soft slots.
         """
-        pairs = [_SLOTS] * demonstrations if isinstance(demonstrations, int) else demonstrations
-        shown = [id for q, p in pairs for id in (*self._query, *q, *self._response, *p, *self._end)]
+        if isinstance(demonstrations, int):
+            shown = self._slots * demonstrations
+        else:
+            shown = [id for pair in demonstrations for id in self._texts(*pair)]
         instruction = self._tokenize(INSTRUCTION.format(task=task)) if task else []
         head = [
             self._bos_id,
@@ -184,3 +192,7 @@ class Template:
             *self._late,
         ]
         return Layout(tuple(head), (*self._response, self._eos_id))
+
+    def _texts(self, query_ids: Sequence[int], passage_ids: Sequence[int]) -> list[int]:
+        """A demonstration, in the words that stand around its texts."""
+        return [*self._query, *query_ids, *self._response, *passage_ids, *self._end]
