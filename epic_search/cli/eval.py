@@ -67,8 +67,11 @@ def run(
         ),
     ] = None,
     classes: Annotated[
-        Literal["examples", "names"],
-        typer.Option(help="What demonstrates a class: two texts of it, or a text and the class's name."),
+        Literal["examples", "names", "all-names"],
+        typer.Option(
+            help="What demonstrates a class: two texts of it, or a text and the class's name, or that and the names of "
+            "all other classes."
+        ),
     ] = "examples",
     demos_kind: Annotated[
         Literal["soft", "text"] | None,

@@ -9,12 +9,13 @@ prompt's demonstrations become fast weights (linear attention; arXiv 2102.11174)
     M = SPAN * (projection on the span of the names' differences)
       + PAIRS * (cross-covariance of texts and their classes' names, symmetric, scaled to norm 1)
 
-The span knows only which classes there are; the pairs also which text is of which class. The evidence is how well
-texts and names agree, 0 to 1: where a name is no nearer to its text than to another, nothing is changed at all.
+The span knows only which classes there are, and the fewer are left out, with a text or without, the better it does; the
+pairs also know which text is of which class. The evidence is how well texts and names agree, 0 to 1: where a name is no
+nearer to its text than to another, nothing is changed at all.
 Strengths were chosen on tasks of the training labels, none of them an evaluation set (train/results/demonstrations.md).
 This is ours, in neither paper, and nothing in it is trained.
 
-Shapes: V vectors, K demonstrations, E width of an embedding, R rows of the factors of M.
+Shapes: V vectors, K demonstrations, C classes, E width of an embedding, R rows of the factors of M.
 """
 
 import numpy as np
@@ -28,35 +29,41 @@ NOTHING = 1e-4  # a singular value or a length below is noise
 
 
 class Emphasis:
-    """What the classes that a prompt's demonstrations name change in vectors. M is kept as two (R, E) factors."""
+    """What the classes that a prompt's demonstrations name change in vectors. M is kept as two (R, E) factors.
+
+    `others_CE`: the names of classes that no text is shown of.
+    """
 
     def __init__(
         self,
         texts_KE: np.ndarray,
         names_KE: np.ndarray,
+        others_CE: np.ndarray | None = None,
         *,
         span: float = SPAN,
         pairs: float = PAIRS,
         certain: float = CERTAIN,
     ) -> None:
         assert texts_KE.shape == names_KE.shape, (texts_KE.shape, names_KE.shape)
+        all_CE = names_KE if others_CE is None else np.concatenate([names_KE, others_CE])
+        _, strengths, directions_CE = np.linalg.svd(all_CE - all_CE.mean(axis=0), full_matrices=False)
+        span_RE = directions_CE[strengths > NOTHING]
         texts_KE, names_KE = texts_KE - texts_KE.mean(axis=0), names_KE - names_KE.mean(axis=0)
         agreement = float((_unit(texts_KE) * _unit(names_KE)).sum(axis=1).mean())
         evidence = float(np.clip(agreement / certain, 0, 1)) if certain else 1.0
-        _, strengths, directions_KE = np.linalg.svd(names_KE, full_matrices=False)
-        span_RE = directions_KE[strengths > NOTHING]
         cross = evidence * pairs / (2 * max(_norm(texts_KE, names_KE), NOTHING))
         self._left_RE = np.concatenate([span_RE, texts_KE, names_KE])
         self._right_RE = np.concatenate([evidence * span * span_RE, cross * names_KE, cross * texts_KE])
 
     @classmethod
     def of(cls, prompt: Prompt) -> "Emphasis | None":
-        """What a prompt changes; None where it does not name two classes, or has no vectors of its demonstrations."""
-        named = [i for i, shown in enumerate(prompt.demonstrations) if shown.names_class]
-        if prompt.kind != "soft" or len({prompt.demonstrations[i].passage for i in named}) < 2:
+        """What a prompt changes; None where it shows no texts of two classes, or has no vectors of them."""
+        shown = [i for i, one in enumerate(prompt.demonstrations) if one.names_class and not one.alone]
+        others = [i for i, one in enumerate(prompt.demonstrations) if one.alone]
+        if prompt.kind != "soft" or len({prompt.demonstrations[i].passage for i in shown}) < 2:
             return None
-        both_KE = prompt.vectors_SE.reshape(len(prompt.demonstrations), 2, -1)[named]
-        return cls(both_KE[:, 0], both_KE[:, 1])
+        texts_KE, names_KE = prompt.vectors_SE.reshape(len(prompt.demonstrations), 2, -1).swapaxes(0, 1)
+        return cls(texts_KE[shown], names_KE[shown], names_KE[others])
 
     def __call__(self, vectors_VE: np.ndarray) -> np.ndarray:
         """(V, E) unit-length vectors with what matters emphasised."""

@@ -242,7 +242,9 @@ class Encoder:
         self._layout(task, texts if kind == "text" else sum(not one.names_class for one in shown))
         if kind == "text" or not shown:
             return replace(plain, demonstrations=shown)
-        queries_KE = self.encode_queries([d.query for d in shown], prompt=plain, whole=True)
+        queries_KE = np.zeros((len(shown), whole), dtype=np.float32)
+        with_text = [i for i, one in enumerate(shown) if not one.alone]
+        queries_KE[with_text] = self.encode_queries([shown[i].query for i in with_text], prompt=plain, whole=True)
         passages_KE = self.encode_passages([d.passage for d in shown], whole=True)
         vectors_SE = np.stack([queries_KE, passages_KE], axis=1).reshape(-1, whole)
         return replace(plain, demonstrations=shown, vectors_SE=vectors_SE)
@@ -366,19 +368,20 @@ class Encoder:
         return layout
 
     def _whole_texts(self, demonstrations: Sequence[Demonstration]) -> list[IdPair]:
-        """The token ids of the demonstrations' texts; raises UserError for one that is empty or too long."""
+        """The token ids of the texts, if there are two; raises UserError for one that is empty or too long."""
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
         found = token_ids(self._tokenizer, texts, max_length=None)
         for i, ids in enumerate(found):
             what = f"the {'passage' if i % 2 else 'query'} of demonstration {i // 2 + 1}"
-            if not texts[i].strip():
+            if not texts[i].strip() and (i % 2 or not demonstrations[i // 2].alone):
                 raise UserError(f"{what} is empty; give both texts of every demonstration")
             if len(ids) > self.config.max_length:
                 raise UserError(
                     f"{what} takes {len(ids)} tokens, and {self.name} reads {self.config.max_length} of a text; "
                     "shorten it"
                 )
-        return list(zip(found[::2], found[1::2], strict=True))
+        both = zip(found[::2], found[1::2], strict=True)
+        return [ids for ids, one in zip(both, demonstrations, strict=True) if not one.alone]
 
     def _no_slots(self) -> Tensor:
         return torch.empty(0, self.model.dim, device=self.device)

@@ -62,13 +62,18 @@ class Demonstration:
     passage: str
     names_class: bool = False
 
+    @property
+    def alone(self) -> bool:
+        """Whether it names a class that no text is shown of."""
+        return self.names_class and not self.query
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """What a query is encoded with: the task's instruction and its demonstrations.
 
-    `vectors_SE`: float32 (2k, dim), unit length, in the order query 1, passage 1, query 2, ...; (0, dim) for k = 0 and
-    for demonstrations of kind "text", whose texts are all there is to them.
+    `vectors_SE`: float32 (2k, dim), unit length, of query 1, passage 1, query 2, ...; zeros for an empty query;
+    (0, dim) for k = 0 and for demonstrations of kind "text", whose texts are all there is to them.
     `encoder`: the fingerprint of the encoder that made the prompt; its vectors mean nothing to any other.
     """
 

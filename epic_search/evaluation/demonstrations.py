@@ -12,22 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
-from epic_search.evaluation.kinds import SEARCH_KINDS, Control, Kind
+from epic_search.evaluation.kinds import SEARCH_KINDS, ClassDemonstrations, Control, Kind
 from epic_search.evaluation.splits import query_texts, subsets, unwrapped
 from epic_search.evaluation.tasks import PairFile
 from epic_search.training.pairs import read_jsonl
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
-
-ClassDemonstrations = Literal["examples", "names"]
 
 TRAIN = "train"
 WRONG_TASK = Path(__file__).with_name("wrong_task.jsonl")
@@ -47,10 +45,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pool:
-    """What demonstrations of one task are drawn from; `source` says in words where the pairs come from."""
+    """What demonstrations of one task are drawn from; `source` says in words where the pairs come from.
+
+    `classes`: names of classes that are told beside the pairs that are drawn.
+    """
 
     pairs: tuple[Pair, ...]
     source: str
+    classes: tuple[str, ...] = ()
 
     @property
     def names_classes(self) -> bool:
@@ -132,11 +134,14 @@ def make_prompt(
         return all(len(ids) <= longest for ids in encoder.token_ids([pair.query, pair.passage], max_length=longest + 1))
 
     if control in ("wrong-task", "random"):
-        pool = wrong_task_pool(names=pool is not None and pool.names_classes)
+        names, every = (pool.names_classes, bool(pool.classes)) if pool else (False, False)
+        pool = wrong_task_pool(names=names, every=every)
     assert pool is not None, (k, control)
     draw = pool.draw_shuffled if control == "shuffled" else pool.draw
     pairs = draw(k, seed=seed, fits=fits)
     demonstrations = [Demonstration(pair.query, pair.passage, pair.names_class) for pair in pairs]
+    told = {pair.passage for pair in pairs}
+    demonstrations += [Demonstration("", name, names_class=True) for name in pool.classes if name not in told]
     prompt = encoder.prompt(task=instruction, demonstrations=demonstrations, kind=kind)
     if control != "random":
         return prompt
@@ -144,42 +149,49 @@ def make_prompt(
     return replace(prompt, vectors_SE=noise_SE / np.linalg.norm(noise_SE, axis=1, keepdims=True))
 
 
-def wrong_task_pool(*, names: bool) -> Pool:
-    """Pairs of a task that nobody measures here; with `names` each passage is the name of its query's class."""
+def wrong_task_pool(*, names: bool, every: bool = False) -> Pool:
+    """Pairs of a task that nobody measures here; with `names` each passage is the name of its query's class.
+
+    With `every` the names of all classes are told.
+    """
     pool = file_pool(PairFile(WRONG_TASK))
     if names:
         pool = replace(pool, pairs=tuple(replace(pair, label=pair.passage, names_class=True) for pair in pool.pairs))
-    return pool
+    return replace(pool, classes=_names(pool.pairs)) if every else pool
 
 
 def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     """Pairs of a file, without those that show a text of `tested`.
 
     A row has `query` and `passage`, or `query` and `positive` as training data do, or `query` and `label`, the name of
-    its class. Raises UserError for a file that cannot be read, a row without these texts, and a file of which nothing
-    is left.
+    its class, or `label` alone for a class that is only told. Raises UserError for a file that cannot be read, a row
+    without these texts, and a file of which nothing is left.
     """
-    pairs = []
+    pairs, classes = [], []
     for number, row in read_jsonl(file.path):
         if file.task is not None and row.get("task") != file.task:
             continue
         names_class = not {"passage", "positive"} & row.keys()
         passage = row.get("label") if names_class else row.get("passage", row.get("positive"))
+        if names_class and isinstance(passage, str) and passage.strip() and "query" not in row:
+            classes.append(passage)
+            continue
         if not isinstance(row.get("query"), str) or not isinstance(passage, str):
             raise UserError(
-                f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and label"
+                f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and label; "
+                "a class without an example has a label alone"
             )
         pairs.append(Pair(row["query"], passage, passage if names_class else None, names_class))
-    return _pool(pairs, f"the file {file.path.name}", tested)
+    return replace(_pool(pairs, f"the file {file.path.name}", tested), classes=tuple(dict.fromkeys(classes)))
 
 
 def class_pairs(texts: Sequence[str], labels: Sequence[str], *, classes: ClassDemonstrations) -> Iterator[Pair]:
-    """Pairs that demonstrate classes: two texts of one ("examples", no text twice), or a text and its class's name."""
+    """Demonstrations of classes: two texts of one ("examples", no text twice), else a text with its class's name."""
     by_label: dict[str, list[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         by_label.setdefault(label, []).append(text)
     for label, members in by_label.items():
-        if classes == "names":
+        if classes != "examples":
             yield from (Pair(text, label.replace("_", " "), label, names_class=True) for text in members)
         else:
             yield from (Pair(a, b, label) for a, b in zip(members[::2], members[1::2], strict=False))
@@ -190,7 +202,8 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
 
     Retrieval and reranking: a query with a relevant passage. STS: sentences with four fifths of the highest score.
     Pair classification: positive pairs. Classification and clustering: two texts of a class ("examples") or a text
-    and the name of its class ("names"). Raises UserError when there is no training split, or nothing in it.
+    and the name of its class ("names", and "all-names", which tells those of all others, too). Raises UserError when
+    there is no training split, or nothing in it.
     """
     name = task.metadata.name
     train = getattr(task, "train_split", TRAIN)
@@ -205,7 +218,8 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
             '{"query": ..., "passage": ...}, or take 0 demonstrations'
         )
     pairs = [pair for split in rows for pair in _pairs(task, kind, split, classes)]
-    return _pool(pairs, f"the training split of {name}", tested_texts(task, kind))
+    pool = _pool(pairs, f"the training split of {name}", tested_texts(task, kind))
+    return replace(pool, classes=_names(pairs)) if classes == "all-names" else pool
 
 
 def tested_texts(task: "AbsTask", kind: Kind) -> frozenset[str]:
@@ -239,6 +253,11 @@ def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
     if not kept:
         raise UserError(f"each of the {len(given)} pairs of {source} shows a text of the test; give other pairs")
     return Pool(kept, source)
+
+
+def _names(pairs: Iterable[Pair]) -> tuple[str, ...]:
+    """The names of classes among the passages, each once."""
+    return tuple(dict.fromkeys(pair.passage for pair in pairs if pair.names_class))
 
 
 def _text_columns(task: Any, kind: Kind) -> tuple[str, ...]:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from epic_search.errors import UserError
 from epic_search.evaluation.demonstrations import (
     WRONG_TASK,
-    ClassDemonstrations,
     Pool,
     file_pool,
     task_pool,
     tested_texts,
 )
 from epic_search.evaluation.items import Recorder
-from epic_search.evaluation.kinds import Control
+from epic_search.evaluation.kinds import ClassDemonstrations, Control
 from epic_search.evaluation.meter import WARM_UP_QUERIES
 from epic_search.evaluation.models import Bound, Condition, EvaluatedModel
 from epic_search.evaluation.results import BLOCK
@@ -70,7 +69,7 @@ class Pools:
             named = control == "wrong-task" and self._names(task)
             return {
                 "source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}",
-                "classes": "names" if named else None,
+                "classes": self._classes if named else None,
             }
         return {"source": "training split", "classes": self._classes if self._by_class(task) else None}
 
@@ -79,7 +78,7 @@ class Pools:
         return task.kind in ("classification", "clustering")
 
     def _names(self, task: EvalTask) -> bool:
-        return self._classes == "names" and self._by_class(task) and self._file(task) is None
+        return self._classes != "examples" and self._by_class(task) and self._file(task) is None
 
     def _file(self, task: EvalTask) -> PairFile | None:
         return PairFile(self._pairs) if self._pairs is not None else task.pairs

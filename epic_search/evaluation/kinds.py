@@ -18,3 +18,6 @@ SEARCH_KINDS: frozenset[Kind] = frozenset({"retrieval", "reranking"})
 # Demonstrations that must not help: pairs put together wrongly, true pairs of another task, vectors of nothing.
 Control = Literal["shuffled", "wrong-task", "random"]
 CONTROLS: tuple[Control, ...] = ("shuffled", "wrong-task", "random")
+
+ClassDemonstrations = Literal["examples", "names", "all-names"]
+"""What demonstrates a class: two texts of it, a text and its name, or that and the names of all other classes."""

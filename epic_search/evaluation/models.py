@@ -18,8 +18,8 @@ from epic_search.encoder import checkpoint as checkpoints
 from epic_search.encoder.device import Device, Dtype, choose_device, choose_dtype
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
-from epic_search.evaluation.demonstrations import ClassDemonstrations, Pool, make_prompt
-from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, Control, Kind
+from epic_search.evaluation.demonstrations import Pool, make_prompt
+from epic_search.evaluation.kinds import KINDS, SEARCH_KINDS, ClassDemonstrations, Control, Kind
 from epic_search.evaluation.meter import Meter
 from epic_search.evaluation.ours import EvaluatedEncoder, ExactSearch, IndexSearch
 from epic_search.training.teachers import load_sentence_transformer

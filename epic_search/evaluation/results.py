@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
-from epic_search.evaluation.kinds import CONTROLS, KINDS, Control, Kind
+from epic_search.evaluation.kinds import CONTROLS, KINDS, ClassDemonstrations, Control, Kind
 
 BLOCK = "epic_search"
 RUN_FILE = "run.json"
@@ -36,7 +36,7 @@ class Prompt(TypedDict):
     demonstrations: list[tuple[str, str]]
     control: Control | None
     seed: int | None
-    classes: Literal["examples", "names"] | None
+    classes: ClassDemonstrations | None
     source: NotRequired[str | None]
     kind: NotRequired[DemonstrationKind | None]
 

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
-from epic_search.evaluation.demonstrations import ClassDemonstrations
 from epic_search.evaluation.job import WORK_FOLDER, Job, Pools, file_digest, write_json
-from epic_search.evaluation.kinds import Control
+from epic_search.evaluation.kinds import ClassDemonstrations, Control
 from epic_search.evaluation.models import Condition, EvaluatedModel
 from epic_search.evaluation.results import RUN_FILE, Failure, Run, read_run
 from epic_search.evaluation.tasks import FROM_HUB, EvalTask

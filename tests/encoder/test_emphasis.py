@@ -7,6 +7,7 @@ import pytest
 
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.encoder.emphasis import PAIRS, SPAN, Emphasis
+from epic_search.errors import UserError
 
 TEXTS = ["a text", "another one", "and a third, longer than the others"]
 NAMED = [
@@ -83,6 +84,28 @@ def test_names_take_no_place_in_the_prompt_and_other_demonstrations_keep_theirs(
     assert emphasis is not None
     before_NE = tiny_encoder.encode_queries(TEXTS, prompt=alone)
     np.testing.assert_allclose(tiny_encoder.encode_queries(TEXTS, prompt=both), emphasis(before_NE), atol=1e-4)
+
+
+def test_classes_without_a_text(tiny_encoder: Encoder, random: np.random.Generator) -> None:
+    alone = [Demonstration("", name, names_class=True) for name in ("fear", "love")]
+    prompt = tiny_encoder.prompt(task="find", demonstrations=[*NAMED, *alone])
+    assert tiny_encoder.layout(prompt) == tiny_encoder.layout(tiny_encoder.prompt(task="find"))
+    texts_KE, names_KE = prompt.vectors_SE.reshape(5, 2, -1).swapaxes(0, 1)
+    assert not texts_KE[3:].any()
+    expected, found = Emphasis(texts_KE[:3], names_KE[:3], names_KE[3:]), Emphasis.of(prompt)
+    vectors_VE = unit(random.standard_normal((5, tiny_encoder.dim)))
+    assert found is not None
+    np.testing.assert_allclose(found(vectors_VE), expected(vectors_VE), atol=1e-10)
+    # What tells the others apart counts for more, too.
+    other_E = unit(names_KE[3] - names_KE[4])
+    few = Emphasis(texts_KE[:3], names_KE[:3])
+    assert found(other_E[None])[0] @ other_E > 0.9 and np.abs(found(vectors_VE) - few(vectors_VE)).max() > 1e-3
+    both = [tiny_encoder.prompt(demonstrations=shown, kind="text") for shown in ([*NAMED, *alone], [alone[0], *NAMED])]
+    assert tiny_encoder.layout(both[0]) == tiny_encoder.layout(both[1]), "as a text it never stands in the prompt"
+    with pytest.raises(UserError, match="the passage of demonstration 1 is empty"):
+        tiny_encoder.prompt(demonstrations=[Demonstration("", "", names_class=True)])
+    with pytest.raises(UserError, match="the query of demonstration 1 is empty"):
+        tiny_encoder.prompt(demonstrations=[Demonstration("", "an answer")])
 
 
 @pytest.mark.parametrize("kept", [slice(0, 1), slice(0, 3, 2)], ids=["one demonstration", "two of one class"])

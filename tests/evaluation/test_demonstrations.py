@@ -286,6 +286,22 @@ def test_a_file_may_name_classes(tiny_encoder: Encoder, tmp_path: Path) -> None:
         file_pool(PairFile(file))
 
 
+def test_all_classes_may_be_told(tiny_encoder: Encoder, data: Data, tmp_path: Path) -> None:
+    told = pool_of(data("classification", train=16), "classification", classes="all-names")
+    assert set(told.classes) == set(LABELS)
+    for control in (None, "shuffled"):
+        first, *others = shown(tiny_encoder, told, k=1, control=control).demonstrations
+        assert first.query and {first.passage, *(one.passage for one in others)} == set(LABELS)
+        assert all(one.alone for one in others) and len(others) == len(LABELS) - 1
+    assert {one.alone for one in shown(tiny_encoder, told, control="wrong-task").demonstrations} == {True, False}
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"query": "a text", "label": "a"}\n{"label": "b"}\n{"label": "b"}\n')
+    assert file_pool(PairFile(file)) == Pool((Pair("a text", "a", "a", True),), "the file pairs.jsonl", ("b",))
+    file.write_text('{"query": "a text", "label": "a"}\n{"label": " "}\n')
+    with pytest.raises(UserError, match=r"line 2: .*; a class without an example has a label alone"):
+        file_pool(PairFile(file))
+
+
 def test_wrong_tasks_name_classes_where_the_task_does(tiny_encoder: Encoder) -> None:
     named = Pool(tuple(replace(pair, names_class=True) for pair in pool(10).pairs), "a pool")
     for given, names in ((pool(10), False), (named, True), (None, False)):
