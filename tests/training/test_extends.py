@@ -73,6 +73,22 @@ def test_the_grid_differs_in_nothing_but_the_method() -> None:
         assert method_keys(recipe)[0] == usual | METHODS[name]
 
 
+def test_a_knob_changes_one_thing() -> None:
+    knobs = {path.stem: flat(recipes.load(path).model_dump()) for path in (GRID / "knobs").glob("*.toml")}
+    base = knobs.pop("base")
+    for name, knob in knobs.items():
+        changed = {key for key in base | knob if base.get(key) != knob.get(key)}
+        assert len(changed) == 2 and "name" in changed and knob["name"] == f"knob-{name}", (name, changed)
+
+
+def flat(tables: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Every value by the whole name of its key."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        found |= flat(value, f"{place}{key}.") if isinstance(value, dict) else {place + key: value}
+    return found
+
+
 def test_the_grid_learns_from_the_data_of_the_default_encoder() -> None:
     mini, grid = recipes.load(GRID.parent / "epic-mini-1.toml"), recipes.load(GRID / "c-epic.toml")
     assert grid.data == mini.data and grid.seed == mini.seed
