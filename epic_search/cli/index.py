@@ -285,8 +285,8 @@ def _require_used(report: "IndexReport") -> None:
         )
     if report.skipped > used:
         console.note(
-            f"most rows or files were skipped ({report.skipped:,} of {rows:,}), and no search finds them; correct them "
-            "and run this again, or stop at the first one with --strict"
+            f"most rows or files were skipped ({report.skipped:,} of {rows:,}), and no search finds what they hold; "
+            "correct them and run this again, or stop at the first one with --strict"
         )
 
 

@@ -25,6 +25,7 @@ from epic_search.encoder.prompt import TEMPLATE
 from epic_search.errors import UserError
 
 DEFAULT_MODEL = "epic-mini"
+OF_RUN = "encoder"  # where the folder of a training run has its result
 
 OWN = "./"
 """How `encoder.json` begins the name of a folder that lies in the checkpoint itself."""
@@ -124,9 +125,13 @@ class Checkpoint:
 def find(reference: str) -> Checkpoint:
     """The checkpoint that a registry name, a folder or a hub id stands for; raises UserError when there is none.
 
-    A language model without `encoder.json` is an encoder too: untrained, pooled at the last token.
+    The folder of a training run stands for the encoder in it. A language model without `encoder.json` is an encoder
+    too: untrained, pooled at the last token.
     """
     folder = registry().get(reference, Path(reference).expanduser())
+    if not (folder / CONFIG_FILE).is_file() and (folder / OF_RUN / CONFIG_FILE).is_file():
+        folder = folder / OF_RUN
+        reference = str(folder)
     if reference not in registry() and folder.exists():
         reference = str(folder.resolve())
     if not (folder / CONFIG_FILE).is_file():

@@ -27,7 +27,7 @@ from epic_search.encoder.model import EncoderModel, build_model
 from epic_search.encoder.prefix import Around, Prefixes
 from epic_search.encoder.prompt import KINDS, Demonstration, DemonstrationKind, IdPair, Layout, Prompt, Template
 from epic_search.encoder.tokenizer import beginnings, load_tokenizer, spans, token_ids
-from epic_search.errors import UserError
+from epic_search.errors import UserError, require_texts
 
 Progress = Callable[[int], None]
 
@@ -181,8 +181,9 @@ class Encoder:
 
         Texts longer than `config.max_length` tokens are cut; `split` makes passages that fit. `ids`: what `token_ids`
         says of the texts, where that is known already. `progress` is called with the number of texts done since its
-        last call. Raises UserError for a vector that is not finite.
+        last call. Raises UserError for a vector that is not finite, and for what is no list of texts.
         """
+        require_texts(texts)
         around = [(self.template.passage, self._no_slots())] * len(texts)
         return self._encode(texts, around, ids=ids, progress=progress, dim=self.model.dim if whole else self.dim)
 
@@ -198,9 +199,11 @@ class Encoder:
         """(n, dim) float32 unit-length vectors of queries under a prompt, in input order; `whole` as for passages.
 
         `prompts`: one for each text, instead of one for all; texts under different prompts share a batch.
-        Raises UserError when another encoder made a prompt's vectors, and when a prompt does not fit this one.
+        Raises UserError when another encoder made a prompt's vectors, when a prompt does not fit this one, and for what
+        is no list of texts.
         """
         assert prompt is None or prompts is None, "one prompt for all texts, or one for each"
+        require_texts(texts)
         if prompts is None:
             prompts = [prompt or self.prompt()] * len(texts)
         assert len(prompts) == len(texts), (len(prompts), len(texts))
@@ -370,6 +373,7 @@ class Encoder:
     def _whole_texts(self, demonstrations: Sequence[Demonstration]) -> list[IdPair]:
         """The token ids of the texts, if there are two; raises UserError for one that is empty or too long."""
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
+        require_texts(texts)
         found = token_ids(self._tokenizer, texts, max_length=None)
         for i, ids in enumerate(found):
             what = f"the {'passage' if i % 2 else 'query'} of demonstration {i // 2 + 1}"

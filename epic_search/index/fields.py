@@ -65,6 +65,21 @@ def misfit(document: Document, name: str, kind: FieldType) -> str | None:
     return next((_short(one) for one in _each(value) if not fits(one, kind)), None)
 
 
+def require_fitting(wanted: Mapping[str, FieldType], known: Mapping[str, Field], documents: Iterable[Document]) -> None:
+    """Raise UserError where a field is to have another type than it has, and most of the documents do not fit that."""
+    sample = list(documents)
+    for name, kind in wanted.items():
+        if name not in known or known[name].type == kind:
+            continue
+        having = [read_texts(one, {name: kind}) for one in sample if value_of(one.payload, name) is not None]
+        unfit = sum(misfit(one, name, kind) is not None for one in having)
+        if 2 * unfit > len(having):
+            raise UserError(
+                f"field '{name}' is {known[name].type}, and of the first {len(having)} documents with it {unfit} do "
+                f"not fit {kind}; declare another type or none (nothing was changed)"
+            )
+
+
 def value_of(payload: Mapping[str, Any], name: str) -> Any:
     """A document's value of a field, which may be a path of keys; None where there is none."""
     value: Any = payload

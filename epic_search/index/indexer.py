@@ -18,7 +18,7 @@ import numpy as np
 from epic_search.errors import UserError
 from epic_search.index.corpus import Corpus
 from epic_search.index.document import Document, Problem
-from epic_search.index.fields import Field, inferred, misfit, read_texts
+from epic_search.index.fields import Field, inferred, misfit, read_texts, require_fitting
 from epic_search.index.filters import FieldType
 from epic_search.index.folder import Home
 from epic_search.index.lexical import average_length
@@ -130,6 +130,8 @@ def index_corpus(
             types = _learn(manifest, sample, encoder) if is_new else {}
             if is_new:
                 manifest.quantize, manifest.first_stage = quantize, first_stage
+            else:
+                require_fitting(fields or {}, manifest.types, sample)
             for option, wanted, has in (
                 ("--quantize", quantize, manifest.quantize),
                 ("--first-stage", first_stage, manifest.first_stage),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from epic_search.errors import UserError
+from epic_search.errors import UserError, require_texts
 from epic_search.index.adaptation import Adapted, adapt
 from epic_search.index.corpus_map import CorpusMap
 from epic_search.index.explanation import Explanation, explain
@@ -282,6 +282,7 @@ class Searcher:
         Safely stored on return. Returns the new pairs: what was taught before is left as it is. Raises UserError,
         before anything is stored, for an unknown document and for a query that is empty or too long.
         """
+        require_texts(document_ids)
         return self.teach_all([Lesson(query, document=id) for id in document_ids])
 
     def teach_all(self, lessons: Sequence[Lesson]) -> list[TaughtPair]:
@@ -294,6 +295,7 @@ class Searcher:
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
         """Take back what was taught for a query, all of it or its pairs with these documents; returns what is gone."""
+        require_texts(document_ids)
         return self._pairs.forget(query, document_ids)
 
     def forget_all(self) -> int:
@@ -373,6 +375,7 @@ class Searcher:
 
 
 def _require_words(queries: Sequence[str]) -> None:
+    require_texts(queries)
     for query in queries:
         if not query.strip():
             raise UserError("the query is empty; give some words to search for")

@@ -4,9 +4,10 @@ A recipe that begins with `extends = "FILE"` (beside it) says only what is diffe
 merged into the other's, key by key, and everything else, lists among it, takes the other's place.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from epic_search.encoder.config import EncoderConfig, StrictModel, TrainedBackbone, Widths
 from epic_search.training.dev import Dev
@@ -327,10 +328,21 @@ class Optimizer(StrictModel):
     )
 
 
+def _names_a_folder(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .-]{0,99}", name):
+        raise ValueError(
+            f"{name!r} cannot name a run; use up to 100 letters, digits, '-', '_', '.' and spaces, beginning with a "
+            "letter or digit"
+        )
+    return name
+
+
 class Recipe(StrictModel):
     """A training run: exactly one of `start` and the table `[encoder]` says where it begins."""
 
-    name: str = Field(description="Name of the run and of the encoder it makes.")
+    name: Annotated[str, AfterValidator(_names_a_folder)] = Field(
+        description="Name of the run, of its folder in `runs`, and of the encoder it makes."
+    )
     seed: int = Field(7, description="Decides on batches, demonstrations and fresh weights. Our choice: any will do.")
     start: str | None = Field(
         None,

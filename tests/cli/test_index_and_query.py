@@ -52,7 +52,7 @@ def test_lines_that_cannot_be_used(run: Run, corpus: Path, tiny_encoder_folder: 
     assert "skipped 5 rows or files: " in result.stderr
     for line in (4, 5, 6, 7, 8):
         assert f"- line {line}: " in result.stderr
-    assert "most rows or files were skipped (5 of 8), and no search finds them; correct them" in result.stderr
+    assert "most rows or files were skipped (5 of 8), and no search finds what they hold; correct" in result.stderr
     assert "\x1b" not in result.stderr
     strict = run("index", corpus, "--name", "strict", "--encoder", tiny_encoder_folder, "--strict", code=2)
     assert "line 4: malformed JSON" in strict.stderr

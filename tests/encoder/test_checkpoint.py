@@ -172,3 +172,10 @@ def test_code_from_a_model_folder_is_never_run(tmp_path: Path, tiny_backbone_fol
     with pytest.raises(UserError, match="no model configuration that transformers can read"):
         Encoder.load(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_folder_of_a_run_stands_for_its_encoder(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    shutil.copytree(tiny_encoder_folder, tmp_path / "run" / "encoder")
+    found = find(str(tmp_path / "run"))
+    assert found.fingerprint() == find(str(tiny_encoder_folder)).fingerprint()
+    assert found.reference == str(tmp_path / "run" / "encoder")

@@ -244,3 +244,13 @@ def test_gradients_reach_every_trained_part_through_demonstrations(tiny_config: 
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert not any(parameter.requires_grad for parameter in encoder.model.contextual.parameters())
+
+
+def test_one_text_is_not_several(tiny_encoder: Encoder) -> None:
+    for encode in (tiny_encoder.encode_queries, tiny_encoder.encode_passages):
+        with pytest.raises(UserError, match="'abc' is one text where several are expected; give it in a list"):
+            encode("abc")
+        with pytest.raises(UserError, match="number 2 of the texts is no text but None"):
+            encode(["a", None])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="number 1 of the texts is no text but 7"):
+        tiny_encoder.prompt(demonstrations=[Demonstration(7, "seven")])  # type: ignore[arg-type]

@@ -338,3 +338,14 @@ def test_declared_fields_of_a_table_have_their_types(tmp_path, encoder, home):
     assert hit.payload == {"year": 2001, "score": 1.5, "new": True, "zip": "01234"}
     again = index_corpus(path, name="test", encoder=encoder, home=home)
     assert (again.unchanged, again.encoded) == (1, 0), "the index knows its fields"
+
+
+def test_a_type_that_most_documents_do_not_fit_changes_nothing(tmp_path, encoder, home):
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(f'{{"id": "{n}", "text": "t{n}", "year": {n}}}\n' for n in range(3)))
+    index_corpus(path, name="test", encoder=encoder, home=home)
+    with pytest.raises(UserError, match="field 'year' is int, and of the first 3 documents with it 3 do not fit bool"):
+        index_corpus(path, name="test", encoder=encoder, home=home, fields={"year": "bool"})
+    report = index_corpus(path, name="test", encoder=encoder, home=home)
+    assert (report.unchanged, report.skipped) == (3, 0), "the index knows its fields as they were"
+    assert index_corpus(path, name="test", encoder=encoder, home=home, fields={"year": "float"}).skipped == 0
