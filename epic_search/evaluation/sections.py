@@ -191,7 +191,8 @@ def settings(table: Table) -> Grid:
             _distinct([result.settings["device"] for result in own]),
             _distinct([result.settings["machine"] for result in own]),
         ]
-        lines.append(Line(model, [Value(value) for value in values], Entry(model, 0)))
+        most = max((entry for entry in table.entries if entry.model == model), key=lambda entry: entry.demos)
+        lines.append(Line(model, [Value(value) for value in values], most))
     return Grid(
         [
             "model",

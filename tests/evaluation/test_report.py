@@ -199,6 +199,15 @@ def test_demonstrations_need_something_to_be_set_against(tmp_path: Path) -> None
     write_report(tmp_path, table.results)
 
 
+def test_a_model_need_not_have_run_without_demonstrations(tmp_path: Path) -> None:
+    for experiment in ({"demos": 1}, {"demos": 2}, {"demos": 4, "control": "wrong-task"}):
+        write_result(tmp_path, experiment={"seed": 0, **experiment})
+    table = Table(read_results(tmp_path))
+    assert [plots.Look(table).strength(entry) for entry in table.entries] == [0.5, 0.75, 1]
+    _, page = write_report(tmp_path, table.results)
+    assert "small@4-wrong-task" in page.read_text(encoding="utf-8")
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     write_result(tmp_path)
     with pytest.raises(UserError, match="cannot write the report"):
