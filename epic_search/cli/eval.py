@@ -60,7 +60,9 @@ def run(
     pairs: Annotated[
         Path | None,
         typer.Option(
-            help='Draw demonstrations from this file, {"query": ..., "passage": ...} a line, not from training splits.',
+            help='Draw demonstrations from this file, {"query": ..., "passage": ...} a line, not from training splits. '
+            'Lines {"text": ..., "label": ...} or {"query": ..., "label": ...} show a class by name, and lines '
+            '{"label": ...} name further classes.',
             show_default=False,
             exists=True,
             dir_okay=False,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TRAIN = "train"
 WRONG_TASK = Path(__file__).with_name("wrong_task.jsonl")
 SIMILAR_ENOUGH = 0.8  # of the range of scores: from there a pair of an STS training split demonstrates similarity
+TEXTS = {"query", "text", "passage", "positive"}  # a row of a file that has none of these names a class alone
 SPARE = 64  # further pairs that are looked through for a wrong passage
 
 
@@ -163,25 +164,26 @@ def wrong_task_pool(*, names: bool, every: bool = False) -> Pool:
 def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     """Pairs of a file, without those that show a text of `tested`.
 
-    A row has `query` and `passage`, or `query` and `positive` as training data do, or `query` and `label`, the name of
-    its class, or `label` alone for a class that is only told. Raises UserError for a file that cannot be read, a row
-    without these texts, and a file of which nothing is left.
+    A row has `query` and `passage`, or `query` and `positive` as training data do, or `query` (or `text`, as the rows
+    of a classification) and `label`, its class, or `label` without a text for a class that is only told. Raises
+    UserError for a file that cannot be read, a row without these texts, and a file of which nothing is left.
     """
     pairs, classes = [], []
     for number, row in read_jsonl(file.path):
         if file.task is not None and row.get("task") != file.task:
             continue
-        names_class = not {"passage", "positive"} & row.keys()
-        passage = row.get("label") if names_class else row.get("passage", row.get("positive"))
-        if names_class and isinstance(passage, str) and passage.strip() and "query" not in row:
-            classes.append(passage)
-            continue
-        if not isinstance(row.get("query"), str) or not isinstance(passage, str):
-            raise UserError(
-                f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and label; "
-                "a class without an example has a label alone"
-            )
-        pairs.append(Pair(row["query"], passage, passage if names_class else None, names_class))
+        match row:
+            case {"query": str(query), "passage": str(passage)} | {"query": str(query), "positive": str(passage)}:
+                pairs.append(Pair(query, passage))
+            case {"query": str(text), "label": str(label)} | {"text": str(text), "label": str(label)}:
+                pairs.append(Pair(text, label, label, names_class=True))
+            case {"label": str(label)} if label.strip() and not TEXTS & row.keys():
+                classes.append(label)
+            case _:
+                raise UserError(
+                    f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and "
+                    "label, or text and label; a class without an example has a label alone"
+                )
     return replace(_pool(pairs, f"the file {file.path.name}", tested), classes=tuple(dict.fromkeys(classes)))
 
 

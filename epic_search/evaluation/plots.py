@@ -32,8 +32,7 @@ class Look:
     def __init__(self, table: Table) -> None:
         self._models = list(dict.fromkeys(entry.model for entry in table.entries))
         self._demos = {
-            model: sorted({entry.demos for entry in table.entries if entry.model == model})
-            for model in self._models
+            model: sorted({entry.demos for entry in table.entries if entry.model == model}) for model in self._models
         }
 
     def colour(self, entry: Entry) -> str:

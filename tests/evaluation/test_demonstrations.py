@@ -281,9 +281,15 @@ def test_a_file_may_name_classes(tiny_encoder: Encoder, tmp_path: Path) -> None:
     assert {one.passage for one in named} == set(LABELS[:2]) and all(one.names_class for one in named)
     file.write_text('{"query": "a text", "passage": "a", "label": "a"}\n')
     assert file_pool(PairFile(file)).pairs == (Pair("a text", "a"),), "a label beside a passage is not read"
-    file.write_text('{"query": "a text"}\n')
-    with pytest.raises(UserError, match="line 1: a demonstration has the texts query and passage, or query and label"):
-        file_pool(PairFile(file))
+    file.write_text(
+        '{"text": "a text", "label": "a"}\n{"text": "another", "label": "b", "passage": "c", "query": "q"}\n'
+    )
+    assert file_pool(PairFile(file)).pairs == (Pair("a text", "a", "a", True), Pair("q", "c"))
+    said = "line 1: a demonstration has the texts query and passage, or query and label, or text and label"
+    for wrong in ({"query": "a text"}, {"text": None, "label": "a"}, {"passage": "a text", "label": "a"}):
+        write_rows(file, [wrong])
+        with pytest.raises(UserError, match=said):
+            file_pool(PairFile(file))
 
 
 def test_all_classes_may_be_told(tiny_encoder: Encoder, data: Data, tmp_path: Path) -> None:
