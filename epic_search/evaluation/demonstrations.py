@@ -176,15 +176,20 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
             case {"query": str(query), "passage": str(passage)} | {"query": str(query), "positive": str(passage)}:
                 pairs.append(Pair(query, passage))
             case {"query": str(text), "label": str(label)} | {"text": str(text), "label": str(label)}:
-                pairs.append(Pair(text, label, label, names_class=True))
+                pairs.append(Pair(text, class_name(label), label, names_class=True))
             case {"label": str(label)} if label.strip() and not TEXTS & row.keys():
-                classes.append(label)
+                classes.append(class_name(label))
             case _:
                 raise UserError(
                     f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and "
                     "label, or text and label; a class without an example has a label alone"
                 )
     return replace(_pool(pairs, f"the file {file.path.name}", tested), classes=tuple(dict.fromkeys(classes)))
+
+
+def class_name(label: str) -> str:
+    """What demonstrations call the class of a label."""
+    return label.replace("_", " ")
 
 
 def class_pairs(texts: Sequence[str], labels: Sequence[str], *, classes: ClassDemonstrations) -> Iterator[Pair]:
@@ -194,7 +199,7 @@ def class_pairs(texts: Sequence[str], labels: Sequence[str], *, classes: ClassDe
         by_label.setdefault(label, []).append(text)
     for label, members in by_label.items():
         if classes != "examples":
-            yield from (Pair(text, label.replace("_", " "), label, names_class=True) for text in members)
+            yield from (Pair(text, class_name(label), label, names_class=True) for text in members)
         else:
             yield from (Pair(a, b, label) for a, b in zip(members[::2], members[1::2], strict=False))
 

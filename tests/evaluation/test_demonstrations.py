@@ -308,6 +308,16 @@ def test_all_classes_may_be_told(tiny_encoder: Encoder, data: Data, tmp_path: Pa
         file_pool(PairFile(file))
 
 
+def test_a_class_has_one_name_whatever_it_is_read_from(data: Data, tmp_path: Path) -> None:
+    rows = [{"text": "where is it", "label": "lost_card"}, {"text": "how much", "label": "bank_fee"}]
+    folder = data("clustering")
+    write_rows(folder / "train.jsonl", rows)
+    own = pool_of(folder, "clustering", classes="all-names")
+    given = file_pool(PairFile(write_rows(tmp_path / "pairs.jsonl", [*rows, {"label": "card_fee"}])))
+    assert own.pairs == given.pairs
+    assert (own.classes, given.classes) == (("lost card", "bank fee"), ("card fee",))
+
+
 def test_wrong_tasks_name_classes_where_the_task_does(tiny_encoder: Encoder) -> None:
     named = Pool(tuple(replace(pair, names_class=True) for pair in pool(10).pairs), "a pool")
     for given, names in ((pool(10), False), (named, True), (None, False)):
