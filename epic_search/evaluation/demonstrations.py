@@ -48,12 +48,15 @@ class Pair:
 class Pool:
     """What demonstrations of one task are drawn from; `source` says in words where the pairs come from.
 
-    `classes`: names of classes that are told beside the pairs that are drawn.
+    `classes`: names of classes that are told beside the pairs that are drawn. `left_out`: how many pairs there were
+    besides, which show a text of the test. `remedy`: what to do where pairs are lacking.
     """
 
     pairs: tuple[Pair, ...]
     source: str
     classes: tuple[str, ...] = ()
+    left_out: int = 0
+    remedy: str = "give pairs in a file"
 
     @property
     def names_classes(self) -> bool:
@@ -67,10 +70,11 @@ class Pool:
         """
         chosen = list(islice(filter(fits, self._in_random_order(seed)), min(k, len(self.pairs))))
         if len(chosen) < k:
-            left = f"; ask for at most {len(chosen)}" if chosen else ""
+            tested = f" (left out, with a text of the test: {self.left_out})" if self.left_out else ""
+            fewer = f"ask for at most {len(chosen)}, or " if chosen else ""
             raise UserError(
                 f"{k} demonstrations were asked for, and {self.source} holds {len(self.pairs)} pairs that can be "
-                f"shown, {len(chosen)} of them short enough to be read whole{left}, or give pairs in a file"
+                f"shown{tested}, {len(chosen)} of them short enough to be read whole; {fewer}{self.remedy}"
             )
         return chosen
 
@@ -94,7 +98,7 @@ class Pool:
             else:
                 raise UserError(
                     f"{self.source} holds no passage that is wrong for '{pair.query[:60]}', which shuffled "
-                    "demonstrations need; give more pairs in a file"
+                    f"demonstrations need; {self.remedy}"
                 )
         return wrong
 
@@ -155,7 +159,7 @@ def wrong_task_pool(*, names: bool, every: bool = False) -> Pool:
 
     With `every` the names of all classes are told.
     """
-    pool = file_pool(PairFile(WRONG_TASK))
+    pool = replace(file_pool(PairFile(WRONG_TASK)), remedy="leave this control out")
     if names:
         pool = replace(pool, pairs=tuple(replace(pair, label=pair.passage, names_class=True) for pair in pool.pairs))
     return replace(pool, classes=_names(pool.pairs)) if every else pool
@@ -184,7 +188,8 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
                     f"{file.path}, line {number}: a demonstration has the texts query and passage, or query and "
                     "label, or text and label; a class without an example has a label alone"
                 )
-    return replace(_pool(pairs, f"the file {file.path.name}", tested), classes=tuple(dict.fromkeys(classes)))
+    pool = _pool(pairs, f"the file {file.path.name}", tested)
+    return replace(pool, classes=tuple(dict.fromkeys(classes)), remedy="add other pairs to it")
 
 
 def class_name(label: str) -> str:
@@ -259,7 +264,7 @@ def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
     kept = tuple(pair for pair in given if not {comparable(pair.query), comparable(pair.passage)} & tested)
     if not kept:
         raise UserError(f"each of the {len(given)} pairs of {source} shows a text of the test; give other pairs")
-    return Pool(kept, source)
+    return Pool(kept, source, left_out=len(given) - len(kept))
 
 
 def _names(pairs: Iterable[Pair]) -> tuple[str, ...]:

@@ -203,9 +203,19 @@ def test_pairs_that_do_not_fit_are_passed_over() -> None:
 def test_too_few_pairs() -> None:
     with pytest.raises(
         UserError,
-        match="a test holds 40 pairs that can be shown, 4 of them short enough to be read whole; ask for at most 4",
+        match=r"a test holds 40 pairs that can be shown, 4 of them short enough to be read whole; ask for at most 4, "
+        r"or give pairs in a file$",
     ):
         pool(40).draw(5, seed=0, fits=lambda pair: pair.query.endswith("1"))
+
+
+def test_too_few_pairs_in_a_file_of_which_some_are_left_out(pairs_file: Path) -> None:
+    given = file_pool(PairFile(pairs_file), tested=frozenset({"ask 1", "answer 2"}))
+    said = r"holds 10 pairs that can be shown \(left out, with a text of the test: 2\), "
+    with pytest.raises(UserError, match=f"{said}10 of them .*; ask for at most 10, or add other pairs to it$"):
+        given.draw(11, seed=0, fits=anything)
+    with pytest.raises(UserError, match=f"{said}0 of them short enough to be read whole; add other pairs to it$"):
+        given.draw(1, seed=0, fits=lambda pair: False)
 
 
 def test_a_prompt_shows_only_what_the_encoder_reads_whole(tiny_encoder: Encoder) -> None:
@@ -302,7 +312,8 @@ def test_all_classes_may_be_told(tiny_encoder: Encoder, data: Data, tmp_path: Pa
     assert {one.alone for one in shown(tiny_encoder, told, control="wrong-task").demonstrations} == {True, False}
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"query": "a text", "label": "a"}\n{"label": "b"}\n{"label": "b"}\n')
-    assert file_pool(PairFile(file)) == Pool((Pair("a text", "a", "a", True),), "the file pairs.jsonl", ("b",))
+    given = file_pool(PairFile(file))
+    assert (given.pairs, given.classes) == ((Pair("a text", "a", "a", True),), ("b",))
     file.write_text('{"query": "a text", "label": "a"}\n{"label": " "}\n')
     with pytest.raises(UserError, match=r"line 2: .*; a class without an example has a label alone"):
         file_pool(PairFile(file))
