@@ -19,7 +19,7 @@ import numpy as np
 from epic_search.encoder import Demonstration, Encoder, Prompt
 from epic_search.encoder.prompt import DemonstrationKind
 from epic_search.errors import UserError
-from epic_search.evaluation.kinds import SEARCH_KINDS, ClassDemonstrations, Control, Kind
+from epic_search.evaluation.kinds import CLASS_KINDS, SEARCH_KINDS, ClassDemonstrations, Control, Kind
 from epic_search.evaluation.splits import query_texts, subsets, unwrapped
 from epic_search.evaluation.tasks import PairFile
 from epic_search.training.pairs import read_jsonl
@@ -225,9 +225,10 @@ def task_pool(task: "AbsTask", kind: Kind, *, classes: ClassDemonstrations) -> P
     if not rows and kind in SEARCH_KINDS and getattr(task, "from_hub", True):
         rows = _hub_train_split(task)
     if not rows:
+        named = ' or {"text": ..., "label": ...}' if kind in CLASS_KINDS else ""
         raise UserError(
             f"{name} has no training split to take demonstrations from; give pairs with --pairs FILE, as lines "
-            '{"query": ..., "passage": ...}, or take 0 demonstrations'
+            f'{{"query": ..., "passage": ...}}{named}, or take 0 demonstrations'
         )
     pairs = [pair for split in rows for pair in _pairs(task, kind, split, classes)]
     pool = _pool(pairs, f"the training split of {name}", tested_texts(task, kind))

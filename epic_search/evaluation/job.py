@@ -20,7 +20,7 @@ from epic_search.evaluation.demonstrations import (
     tested_texts,
 )
 from epic_search.evaluation.items import Recorder
-from epic_search.evaluation.kinds import ClassDemonstrations, Control
+from epic_search.evaluation.kinds import CLASS_KINDS, ClassDemonstrations, Control
 from epic_search.evaluation.meter import WARM_UP_QUERIES
 from epic_search.evaluation.models import Bound, Condition, EvaluatedModel
 from epic_search.evaluation.results import BLOCK
@@ -71,14 +71,10 @@ class Pools:
                 "source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}",
                 "classes": self._classes if named else None,
             }
-        return {"source": "training split", "classes": self._classes if self._by_class(task) else None}
-
-    @staticmethod
-    def _by_class(task: EvalTask) -> bool:
-        return task.kind in ("classification", "clustering")
+        return {"source": "training split", "classes": self._classes if task.kind in CLASS_KINDS else None}
 
     def _names(self, task: EvalTask) -> bool:
-        return self._classes != "examples" and self._by_class(task) and self._file(task) is None
+        return self._classes != "examples" and task.kind in CLASS_KINDS and self._file(task) is None
 
     def _file(self, task: EvalTask) -> PairFile | None:
         return PairFile(self._pairs) if self._pairs is not None else task.pairs

@@ -14,6 +14,7 @@ MTEB_TYPES: dict[Kind, str] = {
 }
 KINDS: tuple[Kind, ...] = tuple(MTEB_TYPES)
 SEARCH_KINDS: frozenset[Kind] = frozenset({"retrieval", "reranking"})
+CLASS_KINDS: frozenset[Kind] = frozenset({"classification", "clustering"})
 
 # Demonstrations that must not help: pairs put together wrongly, true pairs of another task, vectors of nothing.
 Control = Literal["shuffled", "wrong-task", "random"]

@@ -1,6 +1,7 @@
 """Demonstrations come from training data alone, are drawn fairly, and have controls that show nothing true."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,11 @@ def test_a_training_split_of_tested_texts_alone_has_nothing_to_show(data: Data) 
         pool_of(folder, "sts")
 
 
-def test_without_a_training_split_the_way_out_is_said(data: Data) -> None:
-    with pytest.raises(UserError, match=r"sts has no training split .* give pairs with --pairs FILE"):
-        pool_of(data("sts"), "sts")
+@pytest.mark.parametrize(("kind", "labels"), [("sts", ""), ("clustering", ' or {"text": ..., "label": ...}')])
+def test_without_a_training_split_the_way_out_is_said(data: Data, kind: str, labels: str) -> None:
+    said = f'give pairs with --pairs FILE, as lines {{"query": ..., "passage": ...}}{labels}, or take 0'
+    with pytest.raises(UserError, match=f"{kind} has no training split .*{re.escape(said)}"):
+        pool_of(data(kind), kind)
 
 
 def test_a_file_holds_passages_or_positives_of_the_wanted_task_without_tested_texts(tmp_path: Path) -> None:
