@@ -46,7 +46,7 @@ class Pools:
 
     def needed(self, task: EvalTask, condition: Condition) -> bool:
         """Whether demonstrations of a task are drawn from its pool, or are of the form that those would have."""
-        return condition.control in (None, "shuffled") or self._names(task)
+        return condition.control in (None, "shuffled") or self.name_classes(task)
 
     def of(self, task: EvalTask, loaded: "AbsTask") -> Pool:
         """The pool of a task: the run's file of pairs, else the task's own, else its training split."""
@@ -66,14 +66,15 @@ class Pools:
         file = PairFile(WRONG_TASK) if control == "wrong-task" else self._file(task)
         if file is not None:
             rows = f", rows of '{file.task}'" if file.task else ""
-            named = control == "wrong-task" and self._names(task)
+            named = control == "wrong-task" and self.name_classes(task)
             return {
                 "source": f"{file.path.name} (sha256 {file_digest(file.path)[:12]}){rows}",
                 "classes": self._classes if named else None,
             }
         return {"source": "training split", "classes": self._classes if task.kind in CLASS_KINDS else None}
 
-    def _names(self, task: EvalTask) -> bool:
+    def name_classes(self, task: EvalTask) -> bool:
+        """Whether demonstrations of a task name classes because the run asks for it."""
         return self._classes != "examples" and task.kind in CLASS_KINDS and self._file(task) is None
 
     def _file(self, task: EvalTask) -> PairFile | None:

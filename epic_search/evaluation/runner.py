@@ -52,18 +52,26 @@ class Plan:
     notes: Sequence[str] = ()
 
     def conditions(self, model: EvaluatedModel) -> list[Condition]:
-        """Those that a model can be run under: one where it takes no prompts, and texts have no random vectors."""
+        """Those that a model can be run under: one where it takes no prompts, and texts have no random vectors.
+
+        They say what demonstrates a class only where that matters to a task.
+        """
         if model.demos_kind is None:
             return [Condition()]
         kind = None if self.demos_kind == model.demos_kind else self.demos_kind
         pairs = f"{self.pairs.name.partition('.')[0]}-{file_digest(self.pairs)[:8]}" if self.pairs is not None else None
+        classes = self.classes if any(map(self.pools().name_classes, self.tasks)) else "examples"
         conditions = [Condition()] if 0 in self.demos else []
         for control in (None, *self.controls):
             if control == "random" and (kind or model.demos_kind) == "text":
                 continue
             for k in filter(None, self.demos):
-                conditions += [Condition(k, seed, control, self.classes, pairs, kind) for seed in self.seeds]
+                conditions += [Condition(k, seed, control, classes, pairs, kind) for seed in self.seeds]
         return conditions
+
+    def pools(self) -> Pools:
+        """What demonstrations are drawn from."""
+        return Pools(pairs=self.pairs, classes=self.classes)
 
     def jobs(self) -> Iterator[tuple[EvaluatedModel, EvalTask, Condition]]:
         """All that is to be done, in order: one corpus at a time, under all its prompts."""
@@ -126,7 +134,7 @@ def _run(
 ) -> RunReport:
     from mteb.cache import ResultCache
 
-    cache, pools = ResultCache(out), Pools(pairs=plan.pairs, classes=plan.classes)
+    cache, pools = ResultCache(out), plan.pools()
     _require_same_models(plan, out)
     _require_same_data(plan, jobs, cache, out)
     done = RunReport()

@@ -212,6 +212,19 @@ def test_a_soft_encoder_is_run_on_texts_when_asked(evaluate: Evaluate, sts: Eval
     assert soft.score != text.score
 
 
+def test_classes_are_told_only_where_a_task_has_them(
+    evaluate: Evaluate, sts: EvalTask, classification: EvalTask, pairs_file: Path, out: Path
+) -> None:
+    evaluate(sts, demos=[2], classes="all-names")
+    evaluate(classification, demos=[2], classes="all-names", pairs=pairs_file)
+    assert all("all-names" not in result.label for result in read_results(out))
+    evaluate(sts, classification, demos=[2], classes="all-names")
+    assert {result.task for result in read_results(out) if result.label == "tiny@2 (class all-names)"} == {
+        "sts",
+        "classification",
+    }, "one entry for all tasks, so that it has a mean"
+
+
 def test_a_model_without_prompts_is_run_once_and_only_on_what_it_does(
     evaluate: Evaluate, sts: EvalTask, data: Data, tiny_model: EncoderModel, out: Path
 ) -> None:
