@@ -16,6 +16,7 @@ import gzip
 import json
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,7 @@ def main(
     print("| demonstrations | true | shuffled | wrong task |\n|---|---|---|---|")
     for left_out in [None, *(without or [])]:
         strengths: dict[str, Any] = {} if left_out is None else {left_out: 0.0}
-        for k, told in [(k, told) for k in pairs for told in (False, True)[: 1 + all_names]]:
+        for k, told in product(pairs, [False, True] if all_names else [False]):
             cells = []
             for control in ("true", "shuffled", "wrong task"):
                 gains = []

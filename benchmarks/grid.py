@@ -27,26 +27,35 @@ def main(
 ) -> None:
     """Print the tables."""
     scores = by_method(read_results(results))
+    show("", scores, "{:.1f}")
+    if less:
+        show("less", differences(scores, less), "{:+.1f}")
+
+
+def show(title: str, scores: Scores, form: str) -> None:
+    """One table: a row a method, a column a task."""
     tasks = list(next(iter(scores.values())))
-    for title, rows in (("", scores), ("less", differences(scores, less or []))):
-        print(f"\n| {title} | {' | '.join(tasks)} | seeds |\n|{'---|' * (len(tasks) + 2)}")
-        for method, score_by_task in rows.items():
-            cells = [cell(list(score_by_task[task].values()), signed=title == "less") for task in tasks]
-            print(f"| {method} | {' | '.join(cells)} | {', '.join(score_by_task[MEAN])} |")
+    print(f"\n| {title} | {' | '.join(tasks)} | seeds |\n|{'---|' * (len(tasks) + 2)}")
+    for method, score_by_task in scores.items():
+        cells = [cell(list(score_by_task[task].values()), form) for task in tasks]
+        print(f"| {method} | {' | '.join(cells)} | {', '.join(score_by_task[MEAN])} |")
 
 
 def by_method(results: list[Result]) -> Scores:
-    """Scores times 100, and their mean over the tasks of each seed that has all of them."""
-    found: Scores = defaultdict(lambda: defaultdict(dict))
+    """Scores times 100, means over draws of demonstrations; and their mean over the tasks, of seeds that have all."""
+    draws: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for result in results:
-        method, seed = result.model.rsplit("-", 1)
-        found[result.label.replace(result.model, method, 1)][result.task][seed] = 100 * result.score
+        method, dash, seed = result.model.rpartition("-")
+        if not dash:
+            raise SystemExit(f"the model '{result.model}' is not called METHOD-SEED; leave it out, or call it so")
+        draws[result.label.replace(result.model, method, 1), result.task, seed].append(100 * result.score)
+    found: Scores = {}
+    for (method, task, seed), values in draws.items():
+        found.setdefault(method, {}).setdefault(task, {})[seed] = sum(values) / len(values)
     for score_by_task in found.values():
         whole = set.intersection(*(set(score_by_seed) for score_by_seed in score_by_task.values()))
-        score_by_task[MEAN] = {
-            seed: sum(score_by_seed[seed] for score_by_seed in score_by_task.values()) / len(score_by_task)
-            for seed in sorted(whole)
-        }
+        columns = list(score_by_task.values())
+        score_by_task[MEAN] = {seed: sum(column[seed] for column in columns) / len(columns) for seed in sorted(whole)}
     return found
 
 
@@ -54,17 +63,24 @@ def differences(scores: Scores, wanted: list[str]) -> Scores:
     """What the first of each two has more than the second, by task and seed."""
     found: Scores = {}
     for pair in wanted:
-        one, other = (scores[name] for name in pair.split(":"))
-        found[pair.replace(":", " - ")] = {
-            task: {seed: one[task][seed] - other[task][seed] for seed in one[task] if seed in other[task]}
-            for task in one
+        one, _, other = pair.partition(":")
+        if missing := [name for name in (one, other) if name not in scores]:
+            raise SystemExit(f"--less {pair}: there is no '{missing[0]}'; there are {', '.join(scores)}")
+        found[f"{one} - {other}"] = {
+            task: {
+                seed: score - scores[other][task][seed]
+                for seed, score in of_seed.items()
+                if seed in scores[other][task]
+            }
+            for task, of_seed in scores[one].items()
         }
     return found
 
 
-def cell(values: list[float], *, signed: bool) -> str:
+def cell(values: list[float], form: str) -> str:
     """The mean, with the least and the largest."""
-    form = "{:+.1f}" if signed else "{:.1f}"
+    if not values:
+        return ""
     mean, least, most = (form.format(value) for value in (sum(values) / len(values), min(values), max(values)))
     return f"{mean} ({least} to {most})"
 

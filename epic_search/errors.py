@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and a check that raises it."""
 
 from collections.abc import Sequence
 

@@ -9,8 +9,8 @@ prompt's demonstrations become fast weights (linear attention; arXiv 2102.11174)
     M = SPAN * (projection on the span of the names' differences)
       + PAIRS * (cross-covariance of texts and their classes' names, symmetric, scaled to norm 1)
 
-The span knows only which classes there are, and the fewer are left out, with a text or without, the better it does; the
-pairs also know which text is of which class. The evidence is how well texts and names agree, 0 to 1: where a name is no
+The span knows only which classes there are, so it should be told all, also those that no text is shown of; the pairs
+also know which text is of which class. The evidence is how well texts and names agree, 0 to 1: where a name is no
 nearer to its text than to another, nothing is changed at all.
 Strengths were chosen on tasks of the training labels, none of them an evaluation set (train/results/demonstrations.md).
 This is ours, in neither paper, and nothing in it is trained.

@@ -232,7 +232,7 @@ class Encoder:
         prompt can be used with any encoder.
 
         Raises UserError when the prompt and a text of `config.max_length` tokens do not fit the backbone's context, and
-        when a demonstration's text is empty or longer than that: nothing of a prompt is cut silently.
+        when a demonstration's text is longer than that, or empty where it is not `alone`: nothing is cut silently.
         """
         kind = kind or self.config.demonstrations
         if kind not in KINDS:
@@ -371,7 +371,7 @@ class Encoder:
         return layout
 
     def _whole_texts(self, demonstrations: Sequence[Demonstration]) -> list[IdPair]:
-        """The token ids of the texts, if there are two; raises UserError for one that is empty or too long."""
+        """The token ids of both texts of those that may stand in a prompt; raises UserError as `prompt` does."""
         texts = [text for pair in demonstrations for text in (pair.query, pair.passage)]
         require_texts(texts)
         found = token_ids(self._tokenizer, texts, max_length=None)

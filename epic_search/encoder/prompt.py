@@ -55,7 +55,8 @@ class Demonstration:
 
     `names_class`: the passage is the name of the query's class ("anger"), and not a text that answers it. Names say
     what a classification or a clustering is about. Their vectors are not put before the query, but change its own (see
-    `emphasis.py`), so any number of classes costs no tokens. As texts they stand in the prompt like others.
+    `emphasis.py`), so any number of classes costs no tokens. Of kind "text" they stand in the prompt as others do. A
+    class that no text is shown of is named beside an empty `query`, and stands in no prompt.
     """
 
     query: str
@@ -65,7 +66,7 @@ class Demonstration:
     @property
     def alone(self) -> bool:
         """Whether it names a class that no text is shown of."""
-        return self.names_class and not self.query
+        return self.names_class and not self.query.strip()
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +176,7 @@ class Template:
         self._late = [CONTEXTUAL_SLOT] if contextual_position == "after_prefix" else []
         slot = [SOFT_SLOT]
         self._query, self._response, self._end = tokenize(QUERY), tokenize(RESPONSE), tokenize(END_OF_DEMONSTRATION)
-        self._slots = [*slot, *slot, *self._end] if markers == "lines" else self._texts(slot, slot)
+        self._slots = [*slot, *slot, *self._end] if markers == "lines" else self._in_words(slot, slot)
         self.passage = Layout((bos_id, *self._early, *self._late), (eos_id,))
 
     def query(self, *, task: str | None, demonstrations: int | Sequence[IdPair]) -> Layout:
@@ -186,7 +187,7 @@ class Template:
         if isinstance(demonstrations, int):
             shown = self._slots * demonstrations
         else:
-            shown = [id for pair in demonstrations for id in self._texts(*pair)]
+            shown = [id for pair in demonstrations for id in self._in_words(*pair)]
         instruction = self._tokenize(INSTRUCTION.format(task=task)) if task else []
         head = [
             self._bos_id,
@@ -198,6 +199,6 @@ class Template:
         ]
         return Layout(tuple(head), (*self._response, self._eos_id))
 
-    def _texts(self, query_ids: Sequence[int], passage_ids: Sequence[int]) -> list[int]:
-        """A demonstration, in the words that stand around its texts."""
+    def _in_words(self, query_ids: Sequence[int], passage_ids: Sequence[int]) -> list[int]:
+        """A demonstration between the words that say which is its query and which its passage."""
         return [*self._query, *query_ids, *self._response, *passage_ids, *self._end]

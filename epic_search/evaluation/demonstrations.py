@@ -138,15 +138,16 @@ def make_prompt(
         longest = encoder.config.max_length
         return all(len(ids) <= longest for ids in encoder.token_ids([pair.query, pair.passage], max_length=longest + 1))
 
+    told = len(pool.classes) if pool else 0
     if control in ("wrong-task", "random"):
-        names, every = (pool.names_classes, bool(pool.classes)) if pool else (False, False)
-        pool = wrong_task_pool(names=names, every=every)
+        pool = wrong_task_pool(like=pool)
     assert pool is not None, (k, control)
     draw = pool.draw_shuffled if control == "shuffled" else pool.draw
     pairs = draw(k, seed=seed, fits=fits)
     demonstrations = [Demonstration(pair.query, pair.passage, pair.names_class) for pair in pairs]
-    told = {pair.passage for pair in pairs}
-    demonstrations += [Demonstration("", name, names_class=True) for name in pool.classes if name not in told]
+    named = {pair.passage for pair in pairs}
+    others = [name for name in pool.classes if name not in named][: max(0, told - len(named))]
+    demonstrations += [Demonstration("", name, names_class=True) for name in others]
     prompt = encoder.prompt(task=instruction, demonstrations=demonstrations, kind=kind)
     if control != "random":
         return prompt
@@ -154,23 +155,22 @@ def make_prompt(
     return replace(prompt, vectors_SE=noise_SE / np.linalg.norm(noise_SE, axis=1, keepdims=True))
 
 
-def wrong_task_pool(*, names: bool, every: bool = False) -> Pool:
-    """Pairs of a task that nobody measures here; with `names` each passage is the name of its query's class.
-
-    With `every` the names of all classes are told.
-    """
+def wrong_task_pool(*, like: Pool | None) -> Pool:
+    """Pairs of a task that nobody measures here; its classes are named, and told, where those of `like` are."""
     pool = replace(file_pool(PairFile(WRONG_TASK)), remedy="leave this control out")
-    if names:
-        pool = replace(pool, pairs=tuple(replace(pair, label=pair.passage, names_class=True) for pair in pool.pairs))
-    return replace(pool, classes=_names(pool.pairs)) if every else pool
+    if like is None or not like.names_classes:
+        return pool
+    named = tuple(replace(pair, label=pair.passage, names_class=True) for pair in pool.pairs)
+    return replace(pool, pairs=named, classes=_names(named) if like.classes else ())
 
 
 def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
     """Pairs of a file, without those that show a text of `tested`.
 
     A row has `query` and `passage`, or `query` and `positive` as training data do, or `query` (or `text`, as the rows
-    of a classification) and `label`, its class, or `label` without a text for a class that is only told. Raises
-    UserError for a file that cannot be read, a row without these texts, and a file of which nothing is left.
+    of a classification) and `label`, its class, or `label` without a text for a class without an example; where there
+    is such a row, all classes of the file are told. Raises UserError for a file that cannot be read, a row without
+    these texts, and a file of which nothing is left.
     """
     pairs, classes = [], []
     for number, row in read_jsonl(file.path):
@@ -181,7 +181,7 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
                 pairs.append(Pair(query, passage))
             case {"query": str(text), "label": str(label)} | {"text": str(text), "label": str(label)}:
                 pairs.append(Pair(text, class_name(label), label, names_class=True))
-            case {"label": str(label)} if label.strip() and not TEXTS & row.keys():
+            case {"label": str(label)} if class_name(label).strip() and not TEXTS & row.keys():
                 classes.append(class_name(label))
             case _:
                 raise UserError(
@@ -189,7 +189,8 @@ def file_pool(file: PairFile, *, tested: frozenset[str] = frozenset()) -> Pool:
                     "label, or text and label; a class without an example has a label alone"
                 )
     pool = _pool(pairs, f"the file {file.path.name}", tested)
-    return replace(pool, classes=tuple(dict.fromkeys(classes)), remedy="add other pairs to it")
+    told = tuple(dict.fromkeys([*_names(pool.pairs), *classes])) if classes else ()
+    return replace(pool, classes=told, remedy="add other pairs to it")
 
 
 def class_name(label: str) -> str:
@@ -270,7 +271,7 @@ def _pool(pairs: Iterable[Pair], source: str, tested: frozenset[str]) -> Pool:
 
 def _names(pairs: Iterable[Pair]) -> tuple[str, ...]:
     """The names of classes among the passages, each once."""
-    return tuple(dict.fromkeys(pair.passage for pair in pairs if pair.names_class))
+    return tuple(dict.fromkeys(pair.passage for pair in pairs if pair.names_class and pair.passage.strip()))
 
 
 def _text_columns(task: Any, kind: Kind) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Pools:
 
     def needed(self, task: EvalTask, condition: Condition) -> bool:
         """Whether demonstrations of a task are drawn from its pool, or are of the form that those would have."""
-        return condition.control in (None, "shuffled") or self.name_classes(task)
+        drawn = condition.control in (None, "shuffled")
+        return drawn or self.name_classes(task) or self._file(task) is not None
 
     def of(self, task: EvalTask, loaded: "AbsTask") -> Pool:
         """The pool of a task: the run's file of pairs, else the task's own, else its training split."""

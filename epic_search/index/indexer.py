@@ -106,7 +106,8 @@ def index_corpus(
     those that the corpus does not hold (not while rows that may hold them cannot be read). A task or demonstrations
     given here stay with the index; None keeps what it has, "" or [] clears it. `fields` declares the types of fields
     for filters; those of a new index that are not declared are inferred from its first documents. A document that does
-    not fit a declared type is skipped. `quantize` makes a new index that is searched by codes of one byte a number;
+    not fit a declared type is skipped; another type than a field has is refused where most of the first documents do
+    not fit it. `quantize` makes a new index that is searched by codes of one byte a number;
     `first_stage` one that is searched by the first so many dimensions, which the encoder must have been trained for.
     On a server, `rebuild` makes the index anew beside the old one, whose task and demonstrations it keeps and whose
     name it takes when it is complete, and `layout` says how the server keeps a new one. `progress` is called from

@@ -30,12 +30,15 @@ def test_it_is_the_formula(random: np.random.Generator) -> None:
     names_KE, vectors_VE = unit(random.standard_normal((4, 12))), unit(random.standard_normal((5, 12)))
     names_KE[3] = names_KE[0]
     texts_KE = unit(names_KE + 0.2 * random.standard_normal((4, 12)))
-    apart_KE = names_KE - names_KE.mean(axis=0)
     cross_EE = np.cov(texts_KE, names_KE, rowvar=False)[:12, 12:]
     cross_EE = cross_EE + cross_EE.T
-    matrix_EE = SPAN * np.linalg.pinv(apart_KE) @ apart_KE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
-    changed_VE = Emphasis(texts_KE, names_KE)(vectors_VE)
-    np.testing.assert_allclose(changed_VE, unit(vectors_VE + vectors_VE @ matrix_EE), atol=1e-10)
+    others_CE = unit(random.standard_normal((3, 12)))
+    for told in (None, others_CE):
+        all_CE = names_KE if told is None else np.concatenate([names_KE, told])
+        apart_CE = all_CE - all_CE.mean(axis=0)
+        matrix_EE = SPAN * np.linalg.pinv(apart_CE) @ apart_CE + PAIRS * cross_EE / np.linalg.norm(cross_EE, 2)
+        changed_VE = Emphasis(texts_KE, names_KE, told)(vectors_VE)
+        np.testing.assert_allclose(changed_VE, unit(vectors_VE + vectors_VE @ matrix_EE), atol=1e-10)
 
 
 def test_texts_of_two_classes_move_apart_and_what_is_of_none_stays(random: np.random.Generator) -> None:
@@ -99,7 +102,8 @@ def test_classes_without_a_text(tiny_encoder: Encoder, random: np.random.Generat
     # What tells the others apart counts for more, too.
     other_E = unit(names_KE[3] - names_KE[4])
     few = Emphasis(texts_KE[:3], names_KE[:3])
-    assert found(other_E[None])[0] @ other_E > 0.9 and np.abs(found(vectors_VE) - few(vectors_VE)).max() > 1e-3
+    vector_E = unit(other_E + vectors_VE[0])
+    assert found(vector_E[None])[0] @ other_E > few(vector_E[None])[0] @ other_E + 0.02
     both = [tiny_encoder.prompt(demonstrations=shown, kind="text") for shown in ([*NAMED, *alone], [alone[0], *NAMED])]
     assert tiny_encoder.layout(both[0]) == tiny_encoder.layout(both[1]), "as a text it never stands in the prompt"
     with pytest.raises(UserError, match="the passage of demonstration 1 is empty"):
@@ -118,6 +122,7 @@ def test_texts_in_place_of_vectors_have_none(tiny_encoder: Encoder) -> None:
 
 
 def test_a_prompt_keeps_it(tiny_encoder: Encoder, tmp_path: Path) -> None:
-    prompt = tiny_encoder.prompt(demonstrations=[*NAMED, Demonstration("a question", "its answer")])
+    alone = Demonstration("", "fear", names_class=True)
+    prompt = tiny_encoder.prompt(demonstrations=[*NAMED, Demonstration("a question", "its answer"), alone])
     prompt.save(tmp_path / "prompt.safetensors")
     assert Prompt.load(tmp_path / "prompt.safetensors").demonstrations == prompt.demonstrations
