@@ -329,10 +329,9 @@ class Optimizer(StrictModel):
 
 
 def _names_a_folder(name: str) -> str:
-    if not re.fullmatch(r"\w[\w .-]{0,99}", name):
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]{0,99}", name):
         raise ValueError(
-            f"{name!r} cannot name a run; use up to 100 letters, digits, '-', '_', '.' and spaces, beginning with a "
-            "letter or digit"
+            f"{name!r} cannot name a run; use up to 100 characters, no '/' or '\\', and no '.' at the beginning"
         )
     return name
 
