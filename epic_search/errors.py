@@ -15,6 +15,10 @@ class UserError(Exception):
         self.pointer = pointer
 
 
+class Unavailable(UserError):
+    """What is asked for cannot be had now, and is not wrong: the disk is full, a lock is held, a process has died."""
+
+
 def require_texts(given: Sequence[str]) -> None:
     """Raise UserError for one text in the place of several, whose letters would be taken for them, and for no text."""
     if isinstance(given, str):
@@ -22,7 +26,3 @@ def require_texts(given: Sequence[str]) -> None:
     for i, text in enumerate(given):
         if not isinstance(text, str):
             raise UserError(f"number {i + 1} of the texts is no text but {text!r:.80}; give texts alone")
-
-
-class Unavailable(UserError):
-    """What is asked for cannot be had now, and is not wrong: the disk is full, a lock is held, a process has died."""

@@ -70,13 +70,13 @@ class Packing:
         lengths_B = self.starts.diff()
         return lengths_B.repeat_interleave(lengths_B)
 
-    def asking(self, reads_BR: Tensor | None) -> tuple[Tensor, Tensor]:
+    def asking(self, reads_BR: Tensor | None, *, causal: bool = True) -> tuple[Tensor, Tensor]:
         """Where the tokens that ask begin for each text, and the last end, (B + 1,), and how many tokens each sees.
 
-        Those are the positions `reads_BR` of each text, or all. Both int64.
+        Those that ask are the positions `reads_BR` of each text, or all; if not `causal` all see all. Both int64.
         """
         if reads_BR is None:
-            return self.starts, self.seen_T
+            return self.starts, self.seen_T if causal else self.lengths_T
         return torch.arange(len(self.lengths) + 1, device=self.device) * reads_BR.shape[1], reads_BR.flatten() + 1
 
     def runs(self) -> Iterator[tuple[int, int, int, int]]:

@@ -19,13 +19,13 @@ from epic_search.encoder.config import (
     LORA_FOLDER,
     LORA_WEIGHTS,
     PROJECTORS_FILE,
+    RESULT,
     EncoderConfig,
 )
 from epic_search.encoder.prompt import TEMPLATE
 from epic_search.errors import UserError
 
 DEFAULT_MODEL = "epic-mini"
-OF_RUN = "encoder"  # where the folder of a training run has its result
 
 OWN = "./"
 """How `encoder.json` begins the name of a folder that lies in the checkpoint itself."""
@@ -129,8 +129,8 @@ def find(reference: str) -> Checkpoint:
     too: untrained, pooled at the last token.
     """
     folder = registry().get(reference, Path(reference).expanduser())
-    if not (folder / CONFIG_FILE).is_file() and (folder / OF_RUN / CONFIG_FILE).is_file():
-        folder = folder / OF_RUN
+    if not (folder / CONFIG_FILE).is_file() and (folder / RESULT / CONFIG_FILE).is_file():
+        folder = folder / RESULT
         reference = str(folder)
     if reference not in registry() and folder.exists():
         reference = str(folder.resolve())

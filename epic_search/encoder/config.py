@@ -16,6 +16,7 @@ from epic_search.errors import UserError
 FORMAT = 1
 CONFIG_FILE = "encoder.json"
 PROJECTORS_FILE = "projectors.safetensors"
+RESULT = "encoder"  # where the folder of a training run has its checkpoint
 LORA_FOLDER, CONTEXTUAL_LORA_FOLDER = "lora", "contextual_lora"  # of the backbone and of the Contextual encoder
 BACKBONE_FOLDER, CONTEXTUAL_FOLDER = "backbone", "contextual"  # of checkpoints that hold these weights themselves
 # The names of peft, so that its tools read the folder too.

@@ -219,9 +219,7 @@ class Compiled:
             return attend(*tensors, packing, scale=scale, causal=causal, prefix=prefix, reads_BR=reads_BR)
         for x in (query_QHW, key_TGW, value_TGW):
             assert x.stride()[1:] == (W, 1) and x.dtype == torch.bfloat16, (x.stride(), x.dtype)
-        asking, seen = (
-            packing.asking(reads_BR) if causal or reads_BR is not None else (packing.starts, packing.lengths_T)
-        )
+        asking, seen = packing.asking(reads_BR, causal=causal)
         out_QHW = query_QHW.new_empty(Q, H, W)
         rows = query_QHW.data_ptr(), query_QHW.stride(0), key_TGW.data_ptr(), value_TGW.data_ptr()
         places = key_TGW.stride(0), value_TGW.stride(0), asking.data_ptr(), packing.starts.data_ptr(), seen.data_ptr()

@@ -295,7 +295,6 @@ class Searcher:
 
     def forget(self, query: str, document_ids: Sequence[str] = ()) -> list[TaughtPair]:
         """Take back what was taught for a query, all of it or its pairs with these documents; returns what is gone."""
-        require_texts(document_ids)
         return self._pairs.forget(query, document_ids)
 
     def forget_all(self) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from epic_search.errors import UserError
+from epic_search.errors import UserError, require_texts
 from epic_search.index.feedback import chosen_reach
 from epic_search.index.manifest import now
 from epic_search.index.passages import encoded_text
@@ -164,6 +164,7 @@ class Taught:
 
         A passage of the user's own words has an id, too: see `label`. Raises UserError when nothing is so.
         """
+        require_texts(document_ids)
         pairs = [pair for pair in self.pairs() if pair.query == query.strip()]
         if not pairs:
             near = get_close_matches(query, {pair.query for pair in self.pairs()}, cutoff=0.5)

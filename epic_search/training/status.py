@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from epic_search.encoder.config import CONFIG_FILE, first_problem
+from epic_search.encoder.config import CONFIG_FILE, RESULT, first_problem
 from epic_search.errors import UserError
 from epic_search.training.alarms import Row, find_alarms, unseen_sources
 from epic_search.training.recipe import Recipe
@@ -23,7 +23,7 @@ from epic_search.training.recipe import Recipe
 if TYPE_CHECKING:
     from epic_search.training.heldout import Quality
 
-RECIPE, LOG, RESULT, HELDOUT, PROGRESS = "recipe.json", "log.jsonl", "encoder", "heldout.json", "progress.json"
+RECIPE, LOG, HELDOUT, PROGRESS = "recipe.json", "log.jsonl", "heldout.json", "progress.json"
 SOURCES, DEV = "sources.json", "dev.jsonl"
 WINDOW = 50  # steps that a trend is the mean of, at most
 QUIET_STEPS = 20

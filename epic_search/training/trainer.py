@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from epic_search.encoder import checkpoint as checkpoints
-from epic_search.encoder.config import EncoderConfig
+from epic_search.encoder.config import RESULT, EncoderConfig
 from epic_search.encoder.device import DTYPES, Device, choose_device, choose_dtype
 from epic_search.encoder.encoder import Encoder
 from epic_search.errors import UserError
@@ -29,7 +29,7 @@ from epic_search.training.mixture import Mixture
 from epic_search.training.parallel import World
 from epic_search.training.recipe import CONTEXTUAL, Recipe
 from epic_search.training.state import Progress, latest_state, load_state, replace_folder, save_state
-from epic_search.training.status import RECIPE, RESULT, save_heldout
+from epic_search.training.status import RECIPE, save_heldout
 from epic_search.training.teachers import find_teacher
 from epic_search.training.tracker import TensorBoard, TrackerName, check_tracker
 
